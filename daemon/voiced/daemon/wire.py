@@ -1,0 +1,254 @@
+"""Wire messages, version 1: one set for WebSocket text frames and ZeroMQ bodies.
+
+JSON objects; times are integer milliseconds of stream time; every message has `type`, `v` and
+`stream`. This module imports nothing of ours: plugins and clients may use it alone.
+`docs/protocol.md` describes the same messages; `tests/daemon/test_wire.py` holds them together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+VERSION = 1
+
+EncodingName = Literal["pcm_s16le", "pcm_s32le", "pcm_f32le", "mulaw", "alaw"]
+VadName = Literal["cascade", "silero", "webrtc"]
+StreamName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
+Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}$")]
+
+
+class AudioParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """`start.audio`: what the binary frames hold."""
+
+    encoding: EncodingName = "pcm_s16le"
+    rate_hz: Annotated[int, msgspec.Meta(ge=4_000, le=192_000)] = 16_000
+    channels: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+
+
+class VadParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_defaults=True):
+    """`start.vad`: endpointing of this stream; absent fields take the daemon's settings."""
+
+    kind: VadName | None = None
+    end_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
+    pad_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] | None = None
+    max_segment_s: Annotated[float, msgspec.Meta(ge=2, le=28)] | None = None
+
+
+# ---- client -> server --------------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, tag_field="type", tag="start", forbid_unknown_fields=True, frozen=True):
+    """First message on a connection."""
+
+    v: Literal[1]
+    audio: AudioParams
+    stream: StreamName | None = None
+    language: Language | None = None
+    partials: bool = True
+    vad: VadParams = VadParams()
+
+
+class Flush(msgspec.Struct, tag_field="type", tag="flush", forbid_unknown_fields=True, frozen=True):
+    """Close the open segment now."""
+
+    v: Literal[1] = 1
+
+
+class Stop(msgspec.Struct, tag_field="type", tag="stop", forbid_unknown_fields=True, frozen=True):
+    """Finish everything, then answer `ended`."""
+
+    v: Literal[1] = 1
+
+
+class Cancel(
+    msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True, frozen=True
+):
+    """Throw the open segment away and end; segments already closed are still answered."""
+
+    v: Literal[1] = 1
+
+
+ClientMessage = Start | Flush | Stop | Cancel
+
+
+# ---- server -> client, and on the bus ----------------------------------------------------------
+
+
+class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Fields that every outgoing message has. `v` is always sent."""
+
+    stream: str
+    v: int = msgspec.field(default_factory=lambda: VERSION)  # a factory is never omitted
+    epoch: str | None = None
+    """Bus only: start id of the publisher."""
+    seq: int | None = None
+    """Bus only: rises by one with every message of the epoch, whatever its topic."""
+    wall_ms: int | None = None
+    """Bus only: when it was published, Unix time."""
+
+
+class Ready(Message, tag_field="type", tag="ready"):
+    """The stream is accepted; send audio."""
+
+    bundle: str
+    rate_hz: int
+
+
+class SpeechStarted(Message, tag_field="type", tag="speech_started"):
+    """A segment was opened."""
+
+    segment: int
+    start_ms: int
+
+
+class Partial(Message, tag_field="type", tag="partial"):
+    """The text so far; the first `stable_chars` characters never change."""
+
+    segment: int
+    revision: int
+    text: str
+    stable_chars: int = msgspec.field(default_factory=lambda: 0)
+    start_ms: int
+    end_ms: int
+    language: str
+
+
+class SpeechEnded(Message, tag_field="type", tag="speech_ended"):
+    """A segment was closed; its `final` or `failed` follows."""
+
+    segment: int
+    start_ms: int
+    end_ms: int
+    reason: Literal["silence", "max_length", "gap", "flush", "end_of_stream"]
+
+
+class WordInfo(msgspec.Struct, frozen=True):
+    """One word of `final.words`."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+    confidence: float
+
+
+class Alternative(msgspec.Struct, frozen=True):
+    """One entry of `final.n_best`, best first."""
+
+    text: str
+    score: float
+
+
+class Final(Message, tag_field="type", tag="final"):
+    """The last word on a segment. Empty text: no speech was found in it."""
+
+    segment: int
+    revision: int
+    text: str
+    language: str
+    confidence: float
+    start_ms: int
+    end_ms: int
+    latency_ms: int
+    """From the arrival of the segment's last audio to publication."""
+    words: tuple[WordInfo, ...] = ()
+    n_best: tuple[Alternative, ...] = ()
+
+
+class Failed(Message, tag_field="type", tag="failed"):
+    """The segment has no text and never will; `code` says why."""
+
+    segment: int
+    code: str
+    message: str
+
+
+class Ended(Message, tag_field="type", tag="ended"):
+    """The stream is over; nothing follows."""
+
+    audio_ms: int
+    segments: int
+    lost_ms: int = msgspec.field(default_factory=lambda: 0)
+
+
+class Error(Message, tag_field="type", tag="error"):
+    """Something about the connection is wrong; the connection closes after it."""
+
+    code: str
+    message: str
+    retry_after_ms: int | None = None
+
+
+class Intent(Message, tag_field="type", tag="intent"):
+    """From a plugin: what the speaker wants."""
+
+    segment: int
+    name: str
+    slots: dict[str, Any]
+    text: str
+    confidence: float
+    plugin: str | None = None
+
+
+class Heartbeat(Message, tag_field="type", tag="heartbeat"):
+    """Bus only, topic `heartbeat/-`: `seq` is the last one used; a heartbeat uses none."""
+
+
+ServerMessage = (
+    Ready
+    | SpeechStarted
+    | Partial
+    | SpeechEnded
+    | Final
+    | Failed
+    | Ended
+    | Error
+    | Intent
+    | Heartbeat
+)
+
+_encoder = msgspec.json.Encoder()
+_client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
+_server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+
+
+class WireError(ValueError):
+    """Bytes that are not a message of this protocol; the text says what was expected."""
+
+    code = "bad_message"
+
+
+def encode(message: ServerMessage | ClientMessage) -> bytes:
+    """Write one message as UTF-8 JSON."""
+    return _encoder.encode(message)
+
+
+def decode_client(data: bytes | str) -> ClientMessage:
+    """Read what a client sent.
+
+    Raises:
+        WireError: Not JSON, unknown type, unknown field, or a value out of range.
+    """
+    try:
+        return _client_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(str(error)) from error
+
+
+def decode_server(data: bytes | str) -> ServerMessage:
+    """Read what a server published; unknown fields are ignored, so that newer servers work.
+
+    Raises:
+        WireError: Not JSON, unknown type, or a value of the wrong type.
+    """
+    try:
+        return _server_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(str(error)) from error
+
+
+def topic(message: ServerMessage) -> bytes:
+    """First part of a bus message: `<type>/<stream>`."""
+    tag = type(message).__struct_config__.tag
+    return f"{tag}/{message.stream}".encode()

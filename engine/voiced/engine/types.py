@@ -1,0 +1,105 @@
+"""Values that cross the engine's border."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from voiced.audio.frames import Segment
+
+
+class RequestKind(StrEnum):
+    """How much the answer matters: a partial may be dropped, a final never silently."""
+
+    PARTIAL = "partial"
+    FINAL = "final"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Gear:
+    """One compiled input shape: `batch` inputs of at most `frames` feature frames (10 ms)."""
+
+    frames: int
+    batch: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """The engine's one question: what was said in this segment?"""
+
+    segment: Segment
+    kind: RequestKind = RequestKind.FINAL
+    revision: int = 1
+    deadline_ns: int | None = None
+    """Monotonic time after which nobody wants the answer; None waits for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word (Mandarin: character) with its place in the stream."""
+
+    text: str
+    start_ms: int
+    end_ms: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one answer went, in milliseconds."""
+
+    queue_ms: float = 0.0
+    features_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    steps: int = 0
+    """Decoder steps run."""
+
+    @property
+    def compute_ms(self) -> float:
+        """Everything but waiting."""
+        return self.features_ms + self.prefill_ms + self.decode_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The text of one segment at one revision. Empty text means: no speech was found."""
+
+    segment: int
+    revision: int
+    text: str
+    is_final: bool
+    language: str
+    confidence: float
+    """exp(mean token log-probability), 0 to 1."""
+    stable_chars: int = 0
+    """The first this many characters of `text` never change in later revisions."""
+    words: tuple[Word, ...] = ()
+    n_best: tuple[tuple[str, float], ...] = ()
+    timings: Timings = field(default_factory=Timings)
+    bundle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy the engine is, for overload decisions and metrics."""
+
+    queued_finals: int = 0
+    queued_partials: int = 0
+    oldest_final_age_s: float = 0.0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What answered when the engine became ready."""
+
+    bundle: str
+    """Name and short hash, e.g. `whisper-base@3f2a9c1d`."""
+    backend: str
+    languages: tuple[str, ...]
+    max_segment_s: float
+    """Longest segment one gear holds."""
+    load_ms: float
+    warm_ms: float
+    worker_pid: int
