@@ -1,13 +1,13 @@
 """Errors of the audio stage.
 
-    AudioError              base; `code` is stable and goes on the wire
-    ├── AudioFormatError    bad_audio: bytes or a format that cannot be PCM
-    ├── MediaError          bad_media: a file that cannot be decoded
-    ├── VadUnavailable      vad_unavailable: a detector's library or model is missing
-    └── MicrophoneError     microphone: base of what a sound device can do wrong
-        ├── PortAudioMissing    portaudio_missing
-        ├── DeviceNotFound      device_not_found
-        └── DeviceBusy          device_busy
+AudioError              base; `code` is stable and goes on the wire
+├── AudioFormatError    bad_audio: bytes or a format that cannot be PCM
+├── MediaError          bad_media: a file that cannot be decoded
+├── VadUnavailable      vad_unavailable: a detector's library or model is missing
+└── MicrophoneError     microphone: base of what a sound device can do wrong
+    ├── PortAudioMissing    portaudio_missing
+    ├── DeviceNotFound      device_not_found
+    └── DeviceBusy          device_busy
 """
 
 from __future__ import annotations

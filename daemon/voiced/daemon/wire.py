@@ -89,21 +89,25 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Bus only: when it was published, Unix time."""
 
 
-class Ready(Message, tag_field="type", tag="ready"):
+class Ready(Message, tag_field="type", tag="ready", frozen=True, kw_only=True, omit_defaults=True):
     """The stream is accepted; send audio."""
 
     bundle: str
     rate_hz: int
 
 
-class SpeechStarted(Message, tag_field="type", tag="speech_started"):
+class SpeechStarted(
+    Message, tag_field="type", tag="speech_started", frozen=True, kw_only=True, omit_defaults=True
+):
     """A segment was opened."""
 
     segment: int
     start_ms: int
 
 
-class Partial(Message, tag_field="type", tag="partial"):
+class Partial(
+    Message, tag_field="type", tag="partial", frozen=True, kw_only=True, omit_defaults=True
+):
     """The text so far; the first `stable_chars` characters never change."""
 
     segment: int
@@ -115,7 +119,9 @@ class Partial(Message, tag_field="type", tag="partial"):
     language: str
 
 
-class SpeechEnded(Message, tag_field="type", tag="speech_ended"):
+class SpeechEnded(
+    Message, tag_field="type", tag="speech_ended", frozen=True, kw_only=True, omit_defaults=True
+):
     """A segment was closed; its `final` or `failed` follows."""
 
     segment: int
@@ -140,7 +146,7 @@ class Alternative(msgspec.Struct, frozen=True):
     score: float
 
 
-class Final(Message, tag_field="type", tag="final"):
+class Final(Message, tag_field="type", tag="final", frozen=True, kw_only=True, omit_defaults=True):
     """The last word on a segment. Empty text: no speech was found in it."""
 
     segment: int
@@ -156,7 +162,9 @@ class Final(Message, tag_field="type", tag="final"):
     n_best: tuple[Alternative, ...] = ()
 
 
-class Failed(Message, tag_field="type", tag="failed"):
+class Failed(
+    Message, tag_field="type", tag="failed", frozen=True, kw_only=True, omit_defaults=True
+):
     """The segment has no text and never will; `code` says why."""
 
     segment: int
@@ -164,7 +172,7 @@ class Failed(Message, tag_field="type", tag="failed"):
     message: str
 
 
-class Ended(Message, tag_field="type", tag="ended"):
+class Ended(Message, tag_field="type", tag="ended", frozen=True, kw_only=True, omit_defaults=True):
     """The stream is over; nothing follows."""
 
     audio_ms: int
@@ -172,7 +180,7 @@ class Ended(Message, tag_field="type", tag="ended"):
     lost_ms: int = msgspec.field(default_factory=lambda: 0)
 
 
-class Error(Message, tag_field="type", tag="error"):
+class Error(Message, tag_field="type", tag="error", frozen=True, kw_only=True, omit_defaults=True):
     """Something about the connection is wrong; the connection closes after it."""
 
     code: str
@@ -180,7 +188,9 @@ class Error(Message, tag_field="type", tag="error"):
     retry_after_ms: int | None = None
 
 
-class Intent(Message, tag_field="type", tag="intent"):
+class Intent(
+    Message, tag_field="type", tag="intent", frozen=True, kw_only=True, omit_defaults=True
+):
     """From a plugin: what the speaker wants."""
 
     segment: int
@@ -191,7 +201,9 @@ class Intent(Message, tag_field="type", tag="intent"):
     plugin: str | None = None
 
 
-class Heartbeat(Message, tag_field="type", tag="heartbeat"):
+class Heartbeat(
+    Message, tag_field="type", tag="heartbeat", frozen=True, kw_only=True, omit_defaults=True
+):
     """Bus only, topic `heartbeat/-`: `seq` is the last one used; a heartbeat uses none."""
 
 

@@ -1,16 +1,16 @@
 """Errors of the engine.
 
-    EngineError             base; `code` is stable and goes on the wire
-    ├── BundleError         bundle: a model folder that is missing, damaged or of another version
-    ├── FetchError          fetch: a model cannot be obtained
-    ├── NoGearError         no_gear: nothing compiled is large enough
-    ├── LeaseError          buffer: a lease returned twice or used after return
-    ├── BackendUnavailable  backend_unavailable: the runtime's library is missing
-    ├── BackendFailed       backend_failed: the runtime raised while running
-    ├── EngineBusy          busy: the queue is full; try again later
-    ├── DeadlineExceeded    deadline: the answer would come too late
-    ├── Superseded          superseded: a newer revision of the same segment took its place
-    └── EngineDead          engine_dead: the worker died and the retry failed too
+EngineError             base; `code` is stable and goes on the wire
+├── BundleError         bundle: a model folder that is missing, damaged or of another version
+├── FetchError          fetch: a model cannot be obtained
+├── NoGearError         no_gear: nothing compiled is large enough
+├── LeaseError          buffer: a lease returned twice or used after return
+├── BackendUnavailable  backend_unavailable: the runtime's library is missing
+├── BackendFailed       backend_failed: the runtime raised while running
+├── EngineBusy          busy: the queue is full; try again later
+├── DeadlineExceeded    deadline: the answer would come too late
+├── Superseded          superseded: a newer revision of the same segment took its place
+└── EngineDead          engine_dead: the worker died and the retry failed too
 """
 
 from __future__ import annotations
