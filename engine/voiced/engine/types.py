@@ -103,3 +103,25 @@ class EngineInfo:
     load_ms: float
     warm_ms: float
     worker_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What a worker process is started with."""
+
+    bundle_dir: str
+    """Folder of the bundle; `fake` starts the fake recogniser that tests use."""
+    backend: str = "onnxruntime"
+    threads: int = 1
+    """Threads of one graph call."""
+    languages: tuple[str, ...] = ("en", "zh")
+    """Candidates when a segment pins no language."""
+    beam: int = 5
+    """Hypotheses kept for finals; partials are greedy."""
+    max_batch: int = 4
+    """Most segments of one gear run together."""
+    max_queued_finals: int = 64
+    hang_timeout_s: float = 30.0
+    """A single engine call longer than this means that the worker hangs and is replaced."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Backend-specific settings."""
