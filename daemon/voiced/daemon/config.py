@@ -1,0 +1,516 @@
+"""Typed settings: defaults < TOML file < environment < flags, every problem reported at once.
+
+The models below are the one list of keys; `docs/configuration.md` shows the same list and a test
+compares the two. A key's environment name is `VOICED_<SECTION>_<KEY>` in capitals, its flag form
+is `--set section.key=value`. Text from the environment and from flags is read as the key's type;
+a list is separated by commas, and an empty text means "none" where a key may be absent.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+SYSTEM_FILE = Path("/etc/voiced/voiced.toml")
+
+OTHER_VARIABLES = frozenset(
+    {
+        "VOICED_CONFIG",
+        "VOICED_DEBUG",
+        "VOICED_MODEL_DIR",
+        "VOICED_PYTHON",
+        "VOICED_REQUIRE_DEVICE",
+        "VOICED_REQUIRE_MODEL",
+        "VOICED_TEST_DATA",
+    }
+)
+"""Names that begin with `VOICED_` and are no settings."""
+
+Endpoint = Annotated[str, Field(pattern=r"^(tcp://[^\s:]+:(\d+|\*)|ipc://\S+)$")]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+
+
+class ServerSettings(_Section):
+    """The HTTP and WebSocket port."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(
+        default=8765, ge=0, le=65_535, description="TCP port; 0 lets the system choose."
+    )
+    max_streams: int = Field(
+        default=64, ge=1, le=10_000, description="Streams at once; the next one is refused."
+    )
+    max_message_bytes: int = Field(
+        default=262_144, ge=1_024, le=16_777_216, description="Largest WebSocket message accepted."
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Web pages (Origin headers) that may connect besides the daemon's own host; "
+        '"*" allows every page. Clients that send no Origin are always allowed.',
+    )
+    start_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="A connection without `start` is closed after this long.",
+    )
+    idle_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="A stream without audio is closed after this long.",
+    )
+
+
+class BusSettings(_Section):
+    """The ZeroMQ bus."""
+
+    endpoint: Endpoint = Field(
+        default="tcp://127.0.0.1:8766", description="Where messages are published (PUB, bound)."
+    )
+    ingest: Endpoint = Field(
+        default="tcp://127.0.0.1:8767", description="Where plugins hand in messages (PULL, bound)."
+    )
+
+
+class EngineSettings(_Section):
+    """The recogniser and its worker process."""
+
+    model: str = Field(
+        default="whisper-base",
+        min_length=1,
+        description="Bundle name in the model store, or the path of a bundle folder.",
+    )
+    backend: str = Field(
+        default="onnxruntime",
+        min_length=1,
+        description="Runtime that executes the bundle's graphs.",
+    )
+    threads: int = Field(default=1, ge=1, le=256, description="Threads of one graph call.")
+    languages: tuple[LanguageCode, ...] = Field(
+        default=("en", "zh"),
+        min_length=1,
+        description="Languages to choose among when a stream pins none.",
+    )
+    language: LanguageCode | None = Field(
+        default=None,
+        description="Language of streams that pin none; absent: chosen for each segment.",
+    )
+    beam: int = Field(default=5, ge=1, le=16, description="Hypotheses kept for finals.")
+    max_batch: int = Field(
+        default=4, ge=1, le=64, description="Most segments of one gear run together."
+    )
+    max_queued_finals: int = Field(
+        default=64,
+        ge=1,
+        le=100_000,
+        description="Closed segments waiting before new streams are refused.",
+    )
+    hang_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="An engine call longer than this means a hung worker, which is replaced.",
+    )
+
+
+class VadSettings(_Section):
+    """Where speech begins and ends; a stream may choose its own in `start.vad`."""
+
+    kind: Literal["cascade", "silero", "webrtc"] = Field(
+        default="cascade",
+        description="Detector: webrtc wakes silero (cascade), or one of them alone.",
+    )
+    end_ms: int = Field(default=600, ge=100, le=5_000, description="Silence that ends a segment.")
+    pad_ms: int = Field(
+        default=500, ge=0, le=2_000, description="Audio kept on both sides of the speech."
+    )
+    min_speech_ms: int = Field(
+        default=200, ge=0, le=5_000, description="Segments with less speech than this are dropped."
+    )
+    max_segment_s: float = Field(
+        default=16.0, ge=2, le=28, description="Longer speech is cut at its quietest point."
+    )
+    partial_hop_ms: int = Field(
+        default=500, ge=100, le=10_000, description="Speech between two partial results."
+    )
+
+
+class MicrophoneSettings(_Section):
+    """A local sound device as a stream like any other."""
+
+    enabled: bool = Field(default=False, description="Whether the daemon opens the device.")
+    device: str | None = Field(
+        default=None,
+        description="Part of the device's name, or its number; absent: the default device.",
+    )
+    rate_hz: int = Field(
+        default=16_000, ge=4_000, le=192_000, description="Sample rate to open it with."
+    )
+    channels: int = Field(
+        default=1, ge=1, le=32, description="Channels to open it with; mixed to mono."
+    )
+    language: LanguageCode | None = Field(
+        default=None, description="Language spoken at this device; absent: `engine.language`."
+    )
+    stream: str = Field(
+        default="microphone", pattern=r"^[A-Za-z0-9._:-]{1,64}$", description="Name of its stream."
+    )
+
+
+class LimitsSettings(_Section):
+    """Deadlines of the whole daemon."""
+
+    drain_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="After SIGTERM: time to finish and publish what was heard.",
+    )
+    ready_timeout_s: float = Field(
+        default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."
+    )
+
+
+class LoggingSettings(_Section):
+    """What is written to stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level written."
+    )
+    include_text: bool = Field(
+        default=False, description="Whether debug lines may contain what people said."
+    )
+
+
+class Settings(_Section):
+    """Everything that can be configured."""
+
+    server: ServerSettings = ServerSettings()
+    bus: BusSettings = BusSettings()
+    engine: EngineSettings = EngineSettings()
+    vad: VadSettings = VadSettings()
+    microphone: MicrophoneSettings = MicrophoneSettings()
+    limits: LimitsSettings = LimitsSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting as people see it."""
+
+    name: str
+    """`section.key`."""
+    field: FieldInfo
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "VOICED_" + self.name.replace(".", "_").upper()
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether "none" is a value of this key."""
+        return type(None) in get_args(self.field.annotation)
+
+
+def _all_keys() -> Iterator[Key]:
+    for section, outer in Settings.model_fields.items():
+        assert isinstance(outer.annotation, type)
+        assert issubclass(outer.annotation, BaseModel)
+        for name, inner in outer.annotation.model_fields.items():
+            yield Key(f"{section}.{name}", inner)
+
+
+KEYS: dict[str, Key] = {key.name: key for key in _all_keys()}
+"""Every setting by its dotted name, in the order of the documentation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the configuration."""
+
+    source: str
+    """The file, `environment` or the flag."""
+    key: str
+    """Dotted name; empty when the whole source is unreadable."""
+    rule: str
+    """What was expected."""
+    value: str = ""
+    """What was found, as written."""
+    nearest: str | None = None
+    """Known name that was probably meant."""
+
+    def __str__(self) -> str:
+        place = f"{self.source}: {self.key}" if self.key else self.source
+        found = f" = {self.value}" if self.value else ""
+        hint = f"; did you mean {self.nearest}?" if self.nearest else ""
+        return f"{place}{found}: {self.rule}{hint}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has all reasons."""
+
+    code = "config"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(tuple(problems))
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        count = len(self.problems)
+        head = f"{count} problem{'s' if count > 1 else ''} in the configuration"
+        return "\n".join([head, *(f"  {problem}" for problem in self.problems)])
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings and how they came about."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    """For every dotted name: `default`, a file's path, an environment variable or a flag."""
+    file: Path | None
+    """The configuration file that was read."""
+    warnings: tuple[Problem, ...] = ()
+    """Things that do no harm and are probably not meant."""
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Raw values of all sources, later ones on top of earlier ones."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def put(self, name: str, value: Any, origin: str) -> None:
+        self.values[name] = value
+        self.origins[name] = origin
+
+
+def find_file(
+    explicit: Path | None, environment: Mapping[str, str], *, system_file: Path = SYSTEM_FILE
+) -> Path | None:
+    """Choose the configuration file: `--config`, `VOICED_CONFIG`, or the first that exists.
+
+    A file that was named need not exist yet: reading it then reports the problem.
+    """
+    if explicit is not None:
+        return explicit
+    if named := environment.get("VOICED_CONFIG"):
+        return Path(named)
+    home = Path(environment.get("HOME", "~")).expanduser()
+    base = Path(environment.get("XDG_CONFIG_HOME") or home / ".config")
+    for candidate in (system_file, base / "voiced" / "voiced.toml"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def load(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    system_file: Path = SYSTEM_FILE,
+) -> Loaded:
+    """Read every source and check the result.
+
+    Args:
+        file: The file given with `--config`.
+        environment: Defaults to the process's own.
+        flags: Dotted name to (the flag as typed, its value); a value that is a `str` is read as
+            the key's type.
+        system_file: Where the service's file is.
+
+    Raises:
+        ConfigError: With every problem of every source.
+    """
+    environment = os.environ if environment is None else environment
+    gathered = _Gathered()
+    chosen = find_file(file, environment, system_file=system_file)
+    if chosen is not None:
+        _read_file(chosen, gathered)
+    warnings = _read_environment(environment, gathered)
+    for name, (flag, value) in (flags or {}).items():
+        if name in KEYS:
+            gathered.put(name, _from_text(KEYS[name], value), flag)
+        else:
+            gathered.problems.append(_unknown(flag, name, value))
+    settings = _validate(gathered)
+    if settings is None or gathered.problems:
+        raise ConfigError(gathered.problems)
+    origins = {name: gathered.origins.get(name, "default") for name in KEYS}
+    return Loaded(settings, origins, chosen, tuple(warnings))
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """The effective value of a dotted name."""
+    section, key = name.split(".")
+    return getattr(getattr(settings, section), key)
+
+
+def parse_assignment(text: str) -> tuple[str, str]:
+    """Split `section.key=value` as given to `--set`.
+
+    Raises:
+        ConfigError: The text has another form.
+    """
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ConfigError([Problem("--set", text, "must have the form section.key=value")])
+    return name.strip(), value.strip()
+
+
+# ---- sources ---------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, gathered: _Gathered) -> None:
+    source = str(path)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        gathered.problems.append(Problem(source, "", f"cannot be read: {reason}"))
+        return
+    except UnicodeDecodeError as error:
+        rule = f"must be UTF-8 text; byte {error.start} is not"
+        gathered.problems.append(Problem(source, "", rule))
+        return
+    except tomllib.TOMLDecodeError as error:
+        gathered.problems.append(Problem(source, "", f"is not TOML: {_lower_first(str(error))}"))
+        return
+    for section, table in document.items():
+        if section not in Settings.model_fields:
+            gathered.problems.append(_unknown_section(source, section, table))
+        elif not isinstance(table, dict):
+            rule = f"must be a table: write [{section}] and its keys below"
+            gathered.problems.append(Problem(source, section, rule, show(table)))
+        else:
+            for key, value in table.items():
+                name = f"{section}.{key}"
+                if name not in KEYS:
+                    gathered.problems.append(_unknown(source, name, value))
+                    continue
+                if value == "" and KEYS[name].is_optional:
+                    value = None
+                gathered.put(name, tuple(value) if isinstance(value, list) else value, source)
+
+
+def _read_environment(environment: Mapping[str, str], gathered: _Gathered) -> list[Problem]:
+    """Take the known variables; return warnings for the unknown ones."""
+    by_variable = {key.variable: key for key in KEYS.values()}
+    warnings = []
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith("VOICED_") or variable in OTHER_VARIABLES:
+            continue
+        if key := by_variable.get(variable):
+            gathered.put(key.name, _from_text(key, text), variable)
+        else:
+            near = _nearest(variable, [*by_variable, *OTHER_VARIABLES])
+            warnings.append(Problem("environment", variable, "unknown, ignored", nearest=near))
+    return warnings
+
+
+def _from_text(key: Key, value: Any) -> Any:
+    """Read text as the key's type; what does not fit stays text and fails the validation."""
+    if not isinstance(value, str):
+        return value
+    if key.is_optional and value == "":
+        return None
+    annotation: Any = key.field.annotation
+    if get_origin(annotation) is tuple:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    reader: TypeAdapter[Any] = TypeAdapter(annotation)
+    try:
+        return reader.validate_strings(value)
+    except ValidationError:
+        return value
+
+
+# ---- validation ------------------------------------------------------------------------------
+
+
+def _validate(gathered: _Gathered) -> Settings | None:
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in gathered.values.items():
+        section, key = name.split(".")
+        tree.setdefault(section, {})[key] = value
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        gathered.problems.extend(_explain(error, gathered.origins))
+        return None
+    if settings.bus.endpoint == settings.bus.ingest:
+        origin = gathered.origins.get("bus.ingest") or gathered.origins["bus.endpoint"]
+        rule, found = "must differ from bus.endpoint", show(settings.bus.ingest)
+        gathered.problems.append(Problem(origin, "bus.ingest", rule, found))
+    return settings
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[Problem]:
+    details = error.errors(include_url=False)
+    with_bad_items = {detail["loc"][:2] for detail in details if len(detail["loc"]) > 2}
+    for detail in details:
+        if detail["loc"] in with_bad_items:
+            continue  # "too short" because its only items are bad, which are reported themselves
+        section, key, *index = (str(part) for part in detail["loc"])
+        shown = ".".join([section, key, *index])
+        rule, found = _rule(detail["msg"]), show(detail["input"])
+        yield Problem(origins[f"{section}.{key}"], shown, rule, found)
+
+
+def _rule(message: str) -> str:
+    return re.sub(r"^\w+ should (be|match|have)", r"must \1", _lower_first(message))
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def show(value: Any) -> str:
+    """Write a value as TOML would."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(show(item) for item in value) + "]"
+    return "none" if value is None else str(value)
+
+
+def _unknown(source: str, name: str, value: Any) -> Problem:
+    section, _, key = name.partition(".")
+    near = _nearest(name, KEYS)
+    if section in Settings.model_fields:  # first among its neighbours, then the same key elsewhere
+        here = [k for k in KEYS if k.startswith(f"{section}.")]
+        elsewhere = [k for k in KEYS if k.endswith(f".{key}")]
+        near = _nearest(name, here, cutoff=0.75) or next(iter(elsewhere), near)
+    return Problem(source, name, "unknown key", show(value), near)
+
+
+def _unknown_section(source: str, section: str, table: Any) -> Problem:
+    near = _nearest(section, Settings.model_fields)
+    if isinstance(table, dict):
+        shown = f"[{near}]" if near else None
+        return Problem(source, f"[{section}]", "unknown section", nearest=shown)
+    inside = [name for name in KEYS if name.endswith(f".{section}")]
+    return Problem(source, section, "unknown key", show(table), inside[0] if inside else near)
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
