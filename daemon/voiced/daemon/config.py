@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from voiced.daemon.errors import DaemonError
+
 SYSTEM_FILE = Path("/etc/voiced/voiced.toml")
 
 OTHER_VARIABLES = frozenset(
@@ -261,7 +263,7 @@ class Problem:
         return f"{place}{found}: {self.rule}{hint}"
 
 
-class ConfigError(Exception):
+class ConfigError(DaemonError):
     """The configuration cannot be used; `problems` has all reasons."""
 
     code = "config"

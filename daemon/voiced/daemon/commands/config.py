@@ -1,0 +1,41 @@
+"""`voiced config`: check the settings, and show where each came from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from voiced.daemon.config import KEYS, Loaded, load, show, value_of
+
+
+def check(file: Path | None) -> int:
+    """Read every source; say that it is good, or raise `ConfigError` with every problem."""
+    loaded = load(file=file)
+    warn(loaded)
+    print(f"configuration is valid ({loaded.file or 'no file, defaults'})")
+    return 0
+
+
+def show_settings(file: Path | None, *, as_json: bool) -> int:
+    """Print the effective value and the origin of every key."""
+    loaded = load(file=file)
+    warn(loaded)
+    values = {name: value_of(loaded.settings, name) for name in KEYS}
+    if as_json:
+        document = {
+            name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()
+        }
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return 0
+    rows = [(f"{name} = {show(value)}", loaded.origins[name]) for name, value in values.items()]
+    width = max(len(left) for left, _ in rows)
+    for left, origin in rows:
+        print(f"{left:<{width}}  # {origin}")
+    return 0
+
+
+def warn(loaded: Loaded) -> None:
+    """Print what does no harm and is probably not meant."""
+    for problem in loaded.warnings:
+        print(f"voiced: warning: {problem}", file=sys.stderr)
