@@ -7,7 +7,8 @@ AudioError              base; `code` is stable and goes on the wire
 └── MicrophoneError     microphone: base of what a sound device can do wrong
     ├── PortAudioMissing    portaudio_missing
     ├── DeviceNotFound      device_not_found
-    └── DeviceBusy          device_busy
+    ├── DeviceBusy          device_busy
+    └── DeviceLost          device_lost
 """
 
 from __future__ import annotations
@@ -120,3 +121,16 @@ class DeviceBusy(MicrophoneError):
             f"input device {self.device!r} is busy ({self.reason}); close the program that "
             "records from it, or choose a device of the sound server, such as 'pulse'"
         )
+
+
+class DeviceLost(MicrophoneError):
+    """The device was recording and does so no more."""
+
+    code = "device_lost"
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(device, reason)
+        self.device, self.reason = device, reason
+
+    def __str__(self) -> str:
+        return f"input device {self.device!r} is lost: {self.reason}"

@@ -202,16 +202,19 @@ class _ToMono:
         planes = [part.to_ndarray() for part in self._planar.resample(frame)]
         if not planes:
             return np.empty(0, np.float32)
-        mono = np.concatenate(planes, axis=1).mean(axis=0, dtype=np.float32)
+        mono: Samples = np.concatenate(planes, axis=1).mean(axis=0, dtype=np.float32)
         if self._rate is not None:
             mono = self._rate.resample_chunk(mono)
-        return np.clip(mono, -1.0, 1.0)
+        return _clipped(mono)
 
     def flush(self) -> Samples:
         if self._rate is None:
             return np.empty(0, np.float32)
-        last = self._rate.resample_chunk(np.empty(0, np.float32), last=True)
-        return np.clip(last, -1.0, 1.0)
+        return _clipped(self._rate.resample_chunk(np.empty(0, np.float32), last=True))
+
+
+def _clipped(samples: Samples) -> Samples:
+    return samples.clip(-1.0, 1.0)
 
 
 @contextmanager

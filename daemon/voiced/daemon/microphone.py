@@ -1,0 +1,330 @@
+"""Runs the local microphone as a stream like any other.
+
+One thread iterates the source, because opening and waiting for a device block; its events cross
+to the event loop, which drives the stream's session. When the session is slow the crossing is
+full, the thread waits, and the source's own hand-over drops and counts the oldest sound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Protocol
+
+from voiced.audio.clock import Clock, SystemClock
+from voiced.audio.errors import MicrophoneError
+from voiced.audio.frames import StreamFormat
+from voiced.audio.sources.microphone import (
+    Block,
+    Lost,
+    LostBy,
+    MicrophoneEvent,
+    Opened,
+    Silent,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+_CROSSING_EVENTS = 8
+_LOG_EVERY_S = 60.0
+_SESSION_RETRY_S = 5.0
+
+
+class Source(Protocol):
+    """Where events come from; `voiced.audio.sources.microphone.Microphone`."""
+
+    def events(self) -> Iterator[MicrophoneEvent]:
+        """Yield until `stop`; iterated by one thread."""
+        ...
+
+    def stop(self) -> None:
+        """End `events` soon; any thread."""
+        ...
+
+
+class Session(Protocol):
+    """What the runner needs of a stream's session."""
+
+    async def feed(self, data: bytes) -> None:
+        """Take PCM in the announced format; waits when the engine is behind."""
+        ...
+
+    def lost(self, input_frames: int) -> None:
+        """Note that so many frames are missing here."""
+        ...
+
+    async def finish(self) -> None:
+        """End the stream: close the open segment and wait for its answer."""
+        ...
+
+
+class MicrophoneState(StrEnum):
+    """What the microphone is doing."""
+
+    OPENING = "opening"
+    RUNNING = "running"
+    WAITING = "waiting"
+    """The device cannot be used; it is tried again."""
+    FAILED = "failed"
+    """The session refused or broke; a new one is tried again."""
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class MicrophoneStatus:
+    """A view for readiness, status and metrics."""
+
+    state: MicrophoneState = MicrophoneState.OPENING
+    code: str | None = None
+    """Stable code of the reason; None while all is well."""
+    reason: str | None = None
+    device: str | None = None
+    audio: StreamFormat | None = None
+    opened: int = 0
+    """How often the device was opened; more than 1 means that it was lost."""
+    overflows: int = 0
+    lost_frames: int = 0
+    is_silent: bool = False
+    """Only digital zeros come: muted, or a dummy device."""
+
+
+class WaitWhenFull:
+    """A bounded crossing from one thread into an event loop; the thread waits when it is full."""
+
+    def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._room = threading.Semaphore(limit)
+        self._items: asyncio.Queue[MicrophoneEvent | None] = asyncio.Queue()
+        self._closed = False
+
+    def put(self, item: MicrophoneEvent | None) -> bool:
+        """Thread side: hand an item over; false when the loop wants no more."""
+        self._room.acquire()
+        if self._closed:
+            return False
+        self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+        return True
+
+    async def get(self) -> MicrophoneEvent | None:
+        """Loop side: take the next item."""
+        item = await self._items.get()
+        self._room.release()
+        return item
+
+    def close(self) -> None:
+        """Loop side: take nothing more and let the thread go on."""
+        self._closed = True
+        self._room.release()
+
+
+class MicrophoneRunner:
+    """Feeds one microphone into one session at a time; never ends the daemon.
+
+    Everything but the source's thread runs in the event loop of `run`.
+
+    Args:
+        source: Gives the events; used up by one `run`.
+        open_session: Starts a session for a format. May raise: it is asked again later.
+        clock: Spaces log lines and attempts.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        open_session: Callable[[StreamFormat], Session],
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self._source = source
+        self._open_session = open_session
+        self._clock = clock or SystemClock()
+        self._status = MicrophoneStatus()
+        self._session: Session | None = None
+        self._retry_at_ns = 0
+        self._complaints = Complaints()
+
+    @property
+    def status(self) -> MicrophoneStatus:
+        """How it goes."""
+        return self._status
+
+    def stop(self) -> None:
+        """Stop recording; `run` finishes the session and returns."""
+        self._source.stop()
+
+    async def run(self) -> None:
+        """Record until `stop`.
+
+        When cancelled, the device is freed and the session is left to its owner: a cancelled
+        stream has nobody left to wait for its last answer.
+        """
+        crossing = WaitWhenFull(_CROSSING_EVENTS, asyncio.get_running_loop())
+        thread = threading.Thread(target=self._pump, args=(crossing,), name="microphone")
+        thread.start()
+        try:
+            while (event := await crossing.get()) is not None:
+                await self._handle(event)
+            await self._end_session()
+        finally:
+            self._source.stop()
+            crossing.close()
+            # Short: the source leaves calls that hang behind.
+            await asyncio.shield(asyncio.to_thread(thread.join))
+            self._status = replace(self._status, state=MicrophoneState.STOPPED)
+            logger.info(
+                "microphone stopped device=%s opened=%d lost_frames=%d overflows=%d",
+                self._status.device,
+                self._status.opened,
+                self._status.lost_frames,
+                self._status.overflows,
+            )
+
+    def _pump(self, crossing: WaitWhenFull) -> None:
+        for event in self._source.events():
+            if not crossing.put(event):
+                return
+        crossing.put(None)
+
+    async def _handle(self, event: MicrophoneEvent) -> None:
+        match event:
+            case Opened():
+                await self._on_opened(event)
+            case Block():
+                await self._feed(event.pcm)
+            case Lost():
+                self._on_lost(event)
+            case Unavailable():
+                self._on_unavailable(event)
+            case Silent():
+                self._status = replace(self._status, is_silent=True)
+                logger.warning(
+                    "microphone gives only zeros for %g s, is it muted? device=%s",
+                    event.duration_s,
+                    self._status.device,
+                )
+
+    async def _on_opened(self, event: Opened) -> None:
+        if self._session is not None and event.audio != self._status.audio:
+            await self._end_session()
+        self._status = replace(
+            self._status,
+            state=MicrophoneState.RUNNING,
+            code=None,
+            reason=None,
+            device=event.device,
+            audio=event.audio,
+            opened=self._status.opened + 1,
+            is_silent=False,
+        )
+        self._complaints.settle()
+        self._retry_at_ns = 0
+        logger.info(
+            "microphone opened device=%s rate_hz=%d channels=%d",
+            event.device,
+            event.audio.rate_hz,
+            event.audio.channels,
+        )
+
+    def _on_unavailable(self, event: Unavailable) -> None:
+        self._status = replace(
+            self._status,
+            state=MicrophoneState.WAITING,
+            code=event.error.code,
+            reason=str(event.error),
+        )
+        self._complain(event.error)
+
+    def _on_lost(self, event: Lost) -> None:
+        self._status = replace(
+            self._status,
+            lost_frames=self._status.lost_frames + event.frames,
+            overflows=self._status.overflows + (event.cause is LostBy.OVERFLOW),
+        )
+        if event.cause is not LostBy.AWAY:
+            self._complain(
+                MicrophoneError(f"sound lost to {event.cause.value}: this machine is too slow")
+            )
+        if self._session is not None:
+            try:
+                self._session.lost(event.frames)
+            except Exception as error:
+                self._break_session(error)
+
+    async def _feed(self, pcm: bytes) -> None:
+        if self._status.is_silent and pcm.count(0) != len(pcm):
+            self._status = replace(self._status, is_silent=False)
+        try:
+            if self._session is None:
+                if self._clock.monotonic_ns() < self._retry_at_ns or self._status.audio is None:
+                    return
+                self._session = self._open_session(self._status.audio)
+                self._status = replace(
+                    self._status, state=MicrophoneState.RUNNING, code=None, reason=None
+                )
+            await self._session.feed(pcm)
+        except Exception as error:  # the top of this stream's session
+            self._break_session(error)
+
+    async def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            try:
+                await session.finish()
+            except Exception as error:
+                self._break_session(error)
+
+    def _break_session(self, error: Exception) -> None:
+        """Count, log and report what ended the session; a new one follows."""
+        self._session = None
+        self._retry_at_ns = self._clock.monotonic_ns() + round(_SESSION_RETRY_S * 1e9)
+        self._status = replace(
+            self._status,
+            state=MicrophoneState.FAILED,
+            code=getattr(error, "code", "internal"),
+            reason=str(error),
+        )
+        if count := self._complaints.due(repr(error), self._clock.monotonic_ns()):
+            logger.error(
+                "microphone session ended times=%d device=%s",
+                count,
+                self._status.device,
+                exc_info=error,
+            )
+
+    def _complain(self, error: MicrophoneError) -> None:
+        if count := self._complaints.due(error.code, self._clock.monotonic_ns()):
+            logger.warning(
+                "microphone: %s code=%s times=%d device=%s",
+                error,
+                error.code,
+                count,
+                self._status.device,
+            )
+
+
+class Complaints:
+    """Lets a complaint be logged at once, then at most once a minute. Pure."""
+
+    def __init__(self) -> None:
+        self._logged_ns: dict[str, int] = {}
+        self._kept_back: dict[str, int] = {}
+
+    def due(self, kind: str, now_ns: int) -> int:
+        """Return how many complaints a line logged now stands for; 0 when it must wait."""
+        count = self._kept_back.get(kind, 0) + 1
+        last_ns = self._logged_ns.get(kind)
+        if last_ns is not None and now_ns - last_ns < _LOG_EVERY_S * 1e9:
+            self._kept_back[kind] = count
+            return 0
+        self._logged_ns[kind], self._kept_back[kind] = now_ns, 0
+        return count
+
+    def settle(self) -> None:
+        """Forget what was logged: all is well again."""
+        self._logged_ns.clear()
+        self._kept_back.clear()

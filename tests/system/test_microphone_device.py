@@ -1,0 +1,162 @@
+"""The microphone against a real PortAudio and a real sound server."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from tests.system.virtual_microphone import DEADLINE_S, DEVICE, RATE_HZ, VirtualMicrophone, running
+
+from voiced.audio.errors import DeviceNotFound
+from voiced.audio.sources.microphone import (
+    Block,
+    Lost,
+    LostBy,
+    Microphone,
+    MicrophoneEvent,
+    Opened,
+    Recovery,
+    Unavailable,
+)
+
+pytestmark = pytest.mark.device
+
+PATIENT = Recovery(watchdog_s=10.0, first_block_s=30.0, call_s=30.0)
+"""For tests where nothing fails: a busy machine is no hang."""
+
+
+@pytest.fixture
+def virtual(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualMicrophone]:
+    with running(monkeypatch) as microphone:
+        yield microphone
+
+
+class Run:
+    """Iterates a microphone's events and keeps them."""
+
+    def __init__(self, microphone: Microphone) -> None:
+        self.microphone = microphone
+        self.seen: list[MicrophoneEvent] = []
+        self._events = microphone.events()
+        self._deadline = time.monotonic() + DEADLINE_S
+
+    def until(self, is_enough: Callable[[MicrophoneEvent], bool]) -> MicrophoneEvent:
+        for event in self._events:
+            self.seen.append(event)
+            if is_enough(event):
+                return event
+            assert time.monotonic() < self._deadline, f"came only to {self.seen[-3:]}"
+        raise AssertionError("the microphone ended")
+
+    def close(self) -> None:
+        self.microphone.stop()
+        assert [event for event in self._events if isinstance(event, Opened)] == []
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[[Microphone], Run]]:
+    runs: list[Run] = []
+
+    def start(microphone: Microphone) -> Run:
+        runs.append(Run(microphone))
+        return runs[-1]
+
+    yield start
+    for started in runs:
+        started.close()
+
+
+def is_block(event: MicrophoneEvent) -> bool:
+    return isinstance(event, Block)
+
+
+def test_what_is_played_arrives_bit_for_bit(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    played = np.random.default_rng(7).integers(-20_000, 20_000, 3 * RATE_HZ).astype(np.int16)
+    played[played == 0] = 1
+    recording = run(Microphone(DEVICE, recovery=PATIENT))
+    recording.until(is_block)
+    recording.seen.clear()  # the first look may still see the devices of an earlier test
+    player = virtual.play(played.tobytes())
+    heard = 0
+
+    def all_heard(event: MicrophoneEvent) -> bool:
+        nonlocal heard
+        if isinstance(event, Block):
+            heard += np.count_nonzero(np.frombuffer(event.pcm, np.int16))
+        return heard >= len(played)
+
+    recording.until(all_heard)
+    assert player.wait(DEADLINE_S) == 0
+    recorded = np.frombuffer(
+        b"".join(event.pcm for event in recording.seen if isinstance(event, Block)), np.int16
+    )
+    start = int(np.flatnonzero(recorded)[0])
+    assert np.array_equal(recorded[start : start + len(played)], played)
+    assert not [event for event in recording.seen if isinstance(event, Lost | Unavailable)]
+
+
+def test_a_server_that_dies_and_returns_leaves_a_gap_of_its_absence(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    recording = run(Microphone(DEVICE, recovery=Recovery(first_block_s=30.0, watchdog_s=10.0)))
+    recording.until(is_block)
+    started = time.monotonic()
+    recording.seen.clear()
+    virtual.kill()
+    recording.until(
+        lambda event: isinstance(event, Unavailable) and isinstance(event.error, DeviceNotFound)
+    )
+    virtual.start()
+    recording.until(lambda event: isinstance(event, Opened))
+    recording.until(is_block)
+    elapsed_s = time.monotonic() - started
+    lost = sum(event.frames for event in recording.seen if isinstance(event, Lost))
+    assert {event.cause for event in recording.seen if isinstance(event, Lost)} == {LostBy.AWAY}
+    kept = sum(len(event.pcm) // 2 for event in recording.seen if isinstance(event, Block))
+    assert (lost + kept) / RATE_HZ == pytest.approx(elapsed_s, abs=1.0)
+
+
+def test_a_server_that_hangs_is_noticed_and_survived(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    recording = run(Microphone(DEVICE, recovery=Recovery(first_block_s=30.0, call_s=0.5)))
+    recording.until(is_block)
+    virtual.hang()
+    lost = recording.until(lambda event: isinstance(event, Unavailable))
+    assert isinstance(lost, Unavailable)
+    assert "may hang" in str(lost.error)
+    stuck = recording.until(lambda event: isinstance(event, Unavailable))
+    assert isinstance(stuck, Unavailable)
+    assert "opening input device 'pulse' hangs" in str(stuck.error)
+    virtual.resume()
+    recording.until(lambda event: isinstance(event, Opened))
+    recording.until(is_block)
+
+
+def test_the_devices_command_lists_the_virtual_microphone(virtual: VirtualMicrophone) -> None:
+    code = "import sys; from voiced.daemon.commands.devices import devices; sys.exit(devices(True))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
+    assert DEVICE in {device["name"] for device in json.loads(done.stdout)}
+
+
+def test_without_a_sound_server_the_devices_command_says_so() -> None:
+    code = "import sys; from voiced.daemon.commands.devices import devices; sys.exit(devices(True))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+        env={"PATH": "/usr/bin:/bin", "PULSE_SERVER": "unix:/nonexistent", "HOME": "/nonexistent"},
+    )
+    assert done.returncode == 1
+    assert "no input device" in done.stderr
