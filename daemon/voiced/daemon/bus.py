@@ -1,0 +1,230 @@
+"""ZeroMQ side of the daemon: everything that happens is published; plugins send intents back.
+
+Two sockets. PUB: two parts, `<type>/<stream>` and the JSON with `epoch`, `seq`, `wall_ms`; plain
+NOBLOCK sends from the loop (a PUB socket drops at its high-water mark, it never blocks). PULL:
+one part, an `intent`, which is published again under our own numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from voiced.audio.clock import Clock, SystemClock
+from voiced.daemon.errors import EndpointInUse
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.wire import (
+    VERSION,
+    Heartbeat,
+    Intent,
+    ServerMessage,
+    StreamName,
+    WireError,
+    decode_server,
+    encode,
+    topic,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_INGEST_BYTES = 64 * 1024
+"""Longest message taken from a plugin."""
+_MAX_FRAME_BYTES = 1 << 20  # libzmq cuts a peer that sends more; RCVHWM x this bounds memory
+_RCVHWM = 100
+_WARN_INTERVAL_S = 60.0
+
+
+class Bus:
+    """Publishes numbered messages and takes plugins' intents. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:8766",
+        ingest_endpoint: str | None = "tcp://127.0.0.1:8767",
+        *,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+        heartbeat_s: float = 1.0,
+        send_hwm: int = 10_000,
+        linger_ms: int = 500,
+    ) -> None:
+        """Nothing is bound before `open`.
+
+        Args:
+            endpoint: Where subscribers connect; `tcp://…:*` or `:0` takes a free port.
+            ingest_endpoint: Where plugins send intents; None: nowhere.
+            send_hwm: Messages kept for a subscriber that lags; more are lost for it alone.
+            linger_ms: How long `close` waits for messages to leave.
+        """
+        self.epoch = secrets.token_hex(8)
+        """Start id of this publisher; a new one restarts `seq`."""
+        self.seq = 0
+        """The last number used."""
+        self.endpoint, self.ingest_endpoint = endpoint, ingest_endpoint
+        """After `open`: the addresses actually bound."""
+        self.on_intent: Callable[[Intent], None] | None = None
+        """Called with each accepted intent, e.g. to pass it to the stream's own client."""
+        self._metrics = metrics or Metrics()
+        self._clock = clock or SystemClock()
+        self._heartbeat_s = heartbeat_s
+        self._send_hwm, self._linger_ms = send_hwm, linger_ms
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._pub: zmq.Socket[bytes] | None = None
+        self._pull: zmq.asyncio.Socket | None = None
+        self._rejected = _Rejections()
+
+    def open(self) -> None:
+        """Bind both sockets.
+
+        Raises:
+            EndpointInUse: Another process is bound there.
+            zmq.ZMQError: The endpoint is no address ZeroMQ can bind.
+        """
+        self._context = zmq.Context()
+        try:
+            self._pub = self._context.socket(zmq.PUB)
+            self._pub.set(zmq.SNDHWM, self._send_hwm)
+            self.endpoint = _bind(self._pub, self.endpoint, "bus.endpoint")
+            if self.ingest_endpoint is not None:
+                shadow = zmq.asyncio.Context.shadow(self._context.underlying)
+                self._pull = shadow.socket(zmq.PULL)
+                self._pull.set(zmq.RCVHWM, _RCVHWM)
+                self._pull.set(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+                self.ingest_endpoint = _bind(self._pull, self.ingest_endpoint, "bus.ingest")
+        except BaseException:
+            self.close()
+            raise
+        logger.info(
+            "bus open endpoint=%s ingest=%s epoch=%s",
+            self.endpoint,
+            self.ingest_endpoint,
+            self.epoch,
+        )
+
+    def publish(self, message: ServerMessage) -> None:
+        """Number a message and send it; returns at once, before `open` and after `close` too."""
+        if self._pub is None:
+            return
+        self.seq += 1
+        self._send(
+            msgspec.structs.replace(
+                message, epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
+            )
+        )
+        self._metrics.bus_messages.inc()
+
+    async def run(self) -> None:
+        """Send heartbeats and take intents until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._beat())
+            if self._pull is not None:
+                tasks.create_task(self._ingest(self._pull))
+
+    def close(self) -> None:
+        """Unbind; what was published is given `linger_ms` to leave. Idempotent."""
+        if self._context is None:
+            return
+        if self._pull is not None:
+            self._pull.close(linger=0)
+        if self._pub is not None:
+            self._pub.close(linger=self._linger_ms)
+        self._context.term()
+        self._context = self._pub = self._pull = None
+
+    def _send(self, message: ServerMessage) -> None:
+        assert self._pub is not None
+        self._pub.send_multipart([topic(message), encode(message)], flags=zmq.NOBLOCK)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            self._send(
+                Heartbeat(stream="-", epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms())
+            )
+
+    async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
+        while True:
+            parts = await pull.recv_multipart()
+            try:
+                intent = read_intent(parts)
+            except WireError as error:
+                self._metrics.bus_rejected.inc()
+                self._rejected.warn(error)
+                continue
+            self.publish(intent)
+            if self.on_intent is not None:
+                self.on_intent(intent)
+
+
+def read_intent(parts: list[bytes]) -> Intent:
+    """Check what a plugin sent.
+
+    Raises:
+        WireError: Not exactly one part with a valid `intent` of at most MAX_INGEST_BYTES.
+    """
+    if len(parts) != 1:
+        raise WireError(f"found {len(parts)} parts, expected 1: the JSON of an intent")
+    if len(parts[0]) > MAX_INGEST_BYTES:
+        raise WireError(f"found {len(parts[0])} bytes, expected at most {MAX_INGEST_BYTES}")
+    message = decode_server(parts[0])
+    if not isinstance(message, Intent):
+        raise WireError(f"found a {type(message).__name__.lower()}, expected an intent")
+    if message.v != VERSION:
+        raise WireError(f"found protocol version {message.v}, expected {VERSION}")
+    try:
+        msgspec.convert(message.stream, StreamName)
+    except msgspec.ValidationError as error:
+        raise WireError(f"intent.stream: {error}") from error
+    return message
+
+
+class _Rejections:
+    """Warns about refused messages: at once, then at most once a minute with a count."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+        self._count = 0
+
+    def warn(self, error: WireError) -> None:
+        self._count += 1
+        if time.monotonic() < self._next_s:
+            return
+        logger.warning("refused messages on the ingest socket count=%d last=%s", self._count, error)
+        self._next_s, self._count = time.monotonic() + _WARN_INTERVAL_S, 0
+
+
+def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, setting: str) -> str:
+    """Bind and return the address bound, in which a free port has been filled in."""
+    if endpoint.startswith("ipc://") and _is_answered(endpoint.removeprefix("ipc://")):
+        raise EndpointInUse(endpoint, setting)
+    try:
+        zmq_socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise EndpointInUse(endpoint, setting) from error
+        raise
+    return zmq_socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+
+def _is_answered(path: str) -> bool:
+    """Tell whether somebody listens on a Unix socket: libzmq would take a live one over."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(0.5)
+            probe.connect(path)
+    except OSError:
+        return False
+    return True

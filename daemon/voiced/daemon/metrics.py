@@ -1,0 +1,101 @@
+"""What the daemon counts, in a registry of its own, for `GET /metrics`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from voiced.engine.types import EngineLoad
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """Counters and gauges of one daemon. Every method is cheap and belongs to the loop."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.streams_open = Gauge(
+            "voiced_streams_open", "Streams that are open now", registry=registry
+        )
+        self.streams = Counter("voiced_streams", "Streams opened", registry=registry)
+        self.streams_refused = Counter(
+            "voiced_streams_refused", "Streams not opened, by code", ["code"], registry=registry
+        )
+        self.connections_open = Gauge(
+            "voiced_connections_open", "WebSocket connections now", registry=registry
+        )
+        self.client_errors = Counter(
+            "voiced_client_errors",
+            "Connections ended by an error, by code",
+            ["code"],
+            registry=registry,
+        )
+        self.audio_bytes = Counter(
+            "voiced_audio_bytes", "Bytes of audio received", registry=registry
+        )
+        self.segments = Counter(
+            "voiced_segments", "Segments closed, by reason", ["reason"], registry=registry
+        )
+        self.segments_dropped = Counter(
+            "voiced_segments_dropped", "Segments that were no speech", registry=registry
+        )
+        self.finals = Counter("voiced_finals", "Final results", registry=registry)
+        self.failed = Counter(
+            "voiced_failed", "Segments without a result, by code", ["code"], registry=registry
+        )
+        self.partials = Counter("voiced_partials", "Partial results", registry=registry)
+        self.partials_dropped = Counter(
+            "voiced_partials_dropped",
+            "Partial results not made or not sent, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.latency_s = Histogram(
+            "voiced_final_latency_seconds",
+            "Arrival of a segment's last audio to its final",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.bus_messages = Counter(
+            "voiced_bus_messages", "Messages published on the bus", registry=registry
+        )
+        self.bus_rejected = Counter(
+            "voiced_bus_rejected",
+            "Messages on the ingest socket that were refused",
+            registry=registry,
+        )
+
+    def watch_engine(self, load: Callable[[], EngineLoad]) -> None:
+        """Add gauges of the engine's queue, read when `/metrics` is; call once."""
+        readers: dict[str, tuple[str, Callable[[], float]]] = {
+            "voiced_engine_queued_finals": (
+                "Final requests waiting",
+                lambda: load().queued_finals,
+            ),
+            "voiced_engine_queued_partials": (
+                "Partial requests waiting",
+                lambda: load().queued_partials,
+            ),
+            "voiced_engine_oldest_final_age_seconds": (
+                "Age of the oldest waiting final request",
+                lambda: load().oldest_final_age_s,
+            ),
+            "voiced_engine_restarts": (
+                "Times the worker process was replaced",
+                lambda: load().restarts,
+            ),
+        }
+        for name, (text, read) in readers.items():
+            Gauge(name, text, registry=self._registry).set_function(read)
+
+    def value(self, name: str, **labels: str) -> float:
+        """Return one sample, e.g. `value("voiced_failed_total", code="busy")`; 0 if unknown."""
+        return self._registry.get_sample_value(name, labels) or 0.0
+
+    def render(self) -> bytes:
+        """Write every metric in Prometheus text format 0.0.4."""
+        return generate_latest(self._registry)

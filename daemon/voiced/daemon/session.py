@@ -1,0 +1,587 @@
+"""One stream from open to end, whatever carries its audio: WebSocket, microphone or file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from voiced.engine.stable import PartialTracker
+
+from voiced.audio.clock import Clock, SystemClock
+from voiced.audio.errors import AudioError
+from voiced.audio.frames import (
+    RATE_HZ,
+    AudioFrame,
+    Segment,
+    SegmentClosed,
+    SegmentDropped,
+    SegmentEvent,
+    SegmentGrown,
+    SegmentOpened,
+    samples_to_ms,
+)
+from voiced.daemon.errors import ShuttingDown, StreamBroken
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.wire import (
+    Alternative,
+    Ended,
+    Error,
+    Failed,
+    Final,
+    Partial,
+    Ready,
+    ServerMessage,
+    SpeechEnded,
+    SpeechStarted,
+    WordInfo,
+)
+from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError
+from voiced.engine.types import EngineInfo, EngineLoad, Request, RequestKind, Transcript
+
+logger = logging.getLogger(__name__)
+
+UNDETERMINED = "und"
+"""`final.language` when no speech was found and none was pinned (ISO 639-2)."""
+
+_SLICE_BYTES = 8 * 1024
+"""Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
+_ANSWER_GRACE_S = 60.0
+"""The engine keeps deadlines itself, and replaces a worker that hangs; this is for its bugs."""
+_ARRIVALS_KEPT_S = 8
+"""A segment ends at most this far behind the newest audio."""
+
+
+class Engine(Protocol):
+    """What a session needs of `voiced.engine.host`."""
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def reason(self) -> str:
+        """Why it is not ready."""
+        ...
+
+    @property
+    def info(self) -> EngineInfo | None: ...
+    def load(self) -> EngineLoad: ...
+    async def recognize(self, request: Request) -> Transcript:
+        """Answer one request; raises EngineError."""
+        ...
+
+
+class Intake(Protocol):
+    """What a session needs of `voiced.audio.intake`."""
+
+    end_sample: int
+    lost_samples: int
+
+    def feed(self, data: bytes) -> AudioFrame | None: ...
+    def lost(self, input_frames: int) -> AudioFrame | None: ...
+    def finish(self) -> AudioFrame | None: ...
+
+
+class Front(Protocol):
+    """What a session needs of `voiced.audio.front`."""
+
+    def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
+    def flush(self) -> list[SegmentEvent]: ...
+    def finish(self) -> list[SegmentEvent]: ...
+    def cancel(self) -> list[SegmentEvent]: ...
+    def open_segment(self) -> Segment | None: ...
+
+
+Send = Callable[[ServerMessage], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """How one stream is carried."""
+
+    wants_partials: bool = True
+    language: str | None = None
+    """Pinned by the client; None lets the engine choose."""
+    max_backlog_s: float = 30.0
+    """Speech closed but not answered above which `feed` waits: the source is slowed."""
+    final_timeout_s: float = 60.0
+    """A final later than this after its segment's end fails with `deadline`."""
+    partial_timeout_s: float = 2.0
+    """A partial that waited longer is not worth making."""
+
+
+@dataclass(slots=True)
+class _State:
+    """A segment between its first and its last message."""
+
+    id: int
+    start_sample: int
+    end_sample: int
+    tracker: PartialTracker = field(default_factory=PartialTracker)
+    revision: int = 0
+    """The last one published."""
+    asked: int = 0
+    """The last one the engine was asked for; ahead of `revision` when a partial was dropped."""
+    partial: asyncio.Task[None] | None = None
+    is_closed: bool = False
+    last: tuple[str, int] = ("", 0)
+    """Text and stable characters of the last partial."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    code: str
+    message: str
+
+
+class StreamSession:
+    """Turns one stream's audio into messages. Belongs to the event loop.
+
+    Every segment that was announced with `speech_started` gets exactly one `final` or `failed`,
+    and nothing follows it; `ended` comes once, last. Results are published as they are ready,
+    not in the order of the segments. Messages go to `publish`, and to `send` while a client is
+    attached; neither may block or raise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        intake: Intake,
+        front: Front,
+        engine: Engine,
+        publish: Send,
+        send: Send | None = None,
+        rate_hz: int = RATE_HZ,
+        settings: SessionSettings | None = None,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+        on_end: Callable[[StreamSession], None] | None = None,
+    ) -> None:
+        """The stream is open from now on; `ready` has been sent.
+
+        Args:
+            rate_hz: Sample rate of the source, for `ready`.
+            on_end: Called once, after `ended` was sent.
+        """
+        self.name = name
+        self._intake, self._front, self._engine = intake, front, engine
+        self._publish, self._send = publish, send
+        self._settings = settings or SessionSettings()
+        self._metrics = metrics or Metrics()
+        self._clock = clock or SystemClock()
+        self._on_end = on_end
+        self._open: _State | None = None
+        self._unanswered: dict[int, _State] = {}
+        """Segments announced with `speech_started` that wait for their last word."""
+        self._answers: set[asyncio.Task[None]] = set()
+        self._partials: set[asyncio.Task[None]] = set()
+        self._ending: asyncio.Task[None] | None = None
+        self._is_broken = False
+        self._backlog_s = 0.0
+        self._room = asyncio.Event()
+        self._room.set()
+        self._arrivals = _Arrivals()
+        self._segments = self._finals = self._failures = 0
+        self._metrics.streams.inc()
+        self._metrics.streams_open.inc()
+        info = engine.info
+        self._emit(Ready(stream=name, bundle=info.bundle if info else "", rate_hz=rate_hz))
+        logger.info("stream opened stream=%s rate_hz=%d", name, rate_hz)
+
+    @property
+    def is_ending(self) -> bool:
+        """No more audio is taken."""
+        return self._ending is not None
+
+    # ---- in: the transport -----------------------------------------------------------------
+
+    async def feed(self, data: bytes) -> None:
+        """Take a block of audio; waits while too much speech is unanswered.
+
+        Ignored once the stream is ending.
+
+        Raises:
+            AudioError: The bytes are not what the format promises; the caller ends the stream.
+            StreamBroken: A fault of ours; the caller ends the stream.
+        """
+        self._metrics.audio_bytes.inc(len(data))
+        for offset in range(0, len(data), _SLICE_BYTES):
+            if offset:
+                await asyncio.sleep(0)
+            await self._room.wait()
+            if self.is_ending:
+                return
+            self._advance(partial(self._take, data[offset : offset + _SLICE_BYTES]))
+
+    def lost(self, input_frames: int) -> None:
+        """Note that the source lost audio, in frames (samples per channel) of its own rate.
+
+        Raises StreamBroken like `feed`.
+        """
+        if not self.is_ending:
+            self._advance(lambda: self._place(self._intake.lost(input_frames)))
+
+    def flush(self) -> None:
+        """Close the open segment now. Raises StreamBroken like `feed`."""
+        if not self.is_ending:
+            self._advance(self._front.flush)
+
+    async def finish(self) -> None:
+        """Close the open segment, wait for every result, say `ended`. Idempotent."""
+        self._begin_end(self._drain_front)
+        await self._ended()
+
+    async def cancel(self) -> None:
+        """Like `finish`, but the open segment is thrown away (an empty `final`)."""
+        self._begin_end(self._front.cancel)
+        await self._ended()
+
+    async def abort(self) -> None:
+        """The source is gone: like `finish`, for the bus alone."""
+        self.detach()
+        await self.finish()
+
+    async def abandon(self) -> None:
+        """Out of time: what is not answered fails with `shutting_down`, then `ended`."""
+        self._begin_end(self._drain_front)
+        for state in list(self._unanswered.values()):
+            self._publish_failed(state, _Failure(ShuttingDown.code, "no time was left"))
+        for task in self._answers:
+            task.cancel()
+        await self._ended()
+
+    def detach(self) -> None:
+        """The client is gone; go on for the bus alone."""
+        self._send = None
+
+    def deliver(self, message: ServerMessage) -> None:
+        """Pass a message that is on the bus already to this stream's own client."""
+        if self._send is not None:
+            self._send(message)
+
+    def report(self, code: str, message: str) -> None:
+        """Say that something is wrong with the stream; the caller ends it."""
+        self._emit(Error(stream=self.name, code=code, message=message))
+
+    # ---- audio to events -------------------------------------------------------------------
+
+    def _take(self, block: bytes) -> list[SegmentEvent]:
+        return self._place(self._intake.feed(block))
+
+    def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
+        if frame is None:
+            return []
+        self._arrivals.note(frame.end_sample, self._clock.monotonic_ns())
+        return self._front.feed(frame)
+
+    def _drain_front(self) -> list[SegmentEvent]:
+        return self._place(self._intake.finish()) + self._front.finish()
+
+    def _advance(self, step: Callable[[], list[SegmentEvent]]) -> None:
+        """Run a step of the audio chain and act on its events."""
+        try:
+            for event in step():
+                self._on_event(event)
+        except AudioError:
+            raise
+        except Exception:  # the top of a stream session: our fault ends this stream alone
+            logger.exception("stream broke stream=%s", self.name)
+            self._is_broken = True
+            self._fail_open(_Failure(StreamBroken.code, "internal error"))
+            raise StreamBroken(self.name) from None
+
+    def _on_event(self, event: SegmentEvent) -> None:
+        match event:
+            case SegmentOpened():
+                self._open = _State(event.segment, event.start_sample, event.start_sample)
+                self._unanswered[event.segment] = self._open
+                self._segments += 1
+                self._emit(
+                    SpeechStarted(
+                        stream=self.name,
+                        segment=event.segment,
+                        start_ms=samples_to_ms(event.start_sample),
+                    )
+                )
+            case SegmentGrown():
+                if self._open is not None:
+                    self._open.end_sample = event.end_sample
+                    self._ask_partial(self._open)
+            case SegmentClosed():
+                self._on_closed(event)
+            case SegmentDropped():
+                self._on_dropped()
+
+    def _on_closed(self, event: SegmentClosed) -> None:
+        segment, state = event.segment, self._take_open()
+        state.start_sample, state.end_sample = segment.start_sample, segment.end_sample
+        self._metrics.segments.labels(reason=event.reason.value).inc()
+        self._emit(
+            SpeechEnded(
+                stream=self.name,
+                segment=segment.id,
+                start_ms=samples_to_ms(segment.start_sample),
+                end_ms=samples_to_ms(segment.end_sample),
+                reason=event.reason.value,
+            )
+        )
+        arrived_ns = self._arrivals.of(segment.end_sample) or self._clock.monotonic_ns()
+        self._change_backlog(segment.duration_s)
+        self._spawn(self._answers, self._answer(state, segment, arrived_ns))
+
+    def _on_dropped(self) -> None:
+        state = self._take_open()
+        self._metrics.segments_dropped.inc()
+        self._publish_final(
+            state,
+            Transcript(
+                segment=state.id,
+                revision=state.revision + 1,
+                text="",
+                is_final=True,
+                language=self._settings.language or UNDETERMINED,
+                confidence=0.0,
+            ),
+            None,
+        )
+
+    def _take_open(self) -> _State:
+        state, self._open = self._open, None
+        if state is None:
+            raise RuntimeError(f"stream {self.name}: a segment ended that was never opened")
+        state.is_closed = True
+        return state
+
+    # ---- results ---------------------------------------------------------------------------
+
+    def _ask_partial(self, state: _State) -> None:
+        """Start a partial unless one is under way or finals wait: those come first."""
+        if not self._settings.wants_partials or state.partial is not None:
+            return
+        if self._engine.load().queued_finals > 0:
+            self._metrics.partials_dropped.labels(reason="finals_waiting").inc()
+            return
+        segment = self._front.open_segment()
+        if segment is not None:
+            state.asked += 1
+            state.partial = self._spawn(self._partials, self._partial(state, segment))
+
+    async def _partial(self, state: _State, segment: Segment) -> None:
+        request = Request(
+            segment,
+            RequestKind.PARTIAL,
+            state.asked,
+            self._deadline_ns(self._settings.partial_timeout_s),
+        )
+        outcome = await self._ask(request, self._settings.partial_timeout_s)
+        state.partial = None
+        if isinstance(outcome, _Failure):
+            self._metrics.partials_dropped.labels(reason=outcome.code).inc()
+            return
+        if state.is_closed:
+            self._metrics.partials_dropped.labels(reason="closed").inc()
+            return
+        text, stable_chars = state.tracker.update(outcome.text, outcome.language)
+        if (text, stable_chars) == state.last:
+            return
+        state.last = text, stable_chars
+        state.revision += 1
+        self._metrics.partials.inc()
+        self._emit(
+            Partial(
+                stream=self.name,
+                segment=state.id,
+                revision=state.revision,
+                text=text,
+                stable_chars=stable_chars,
+                start_ms=samples_to_ms(segment.start_sample),
+                end_ms=samples_to_ms(segment.end_sample),
+                language=outcome.language,
+            )
+        )
+
+    async def _answer(self, state: _State, segment: Segment, arrived_ns: int) -> None:
+        """Give a closed segment its one `final` or `failed`."""
+        request = Request(
+            segment,
+            RequestKind.FINAL,
+            state.asked + 1,
+            self._deadline_ns(self._settings.final_timeout_s),
+        )
+        try:
+            outcome = await self._ask(request, self._settings.final_timeout_s)
+        finally:
+            self._change_backlog(-segment.duration_s)
+        if isinstance(outcome, _Failure):
+            self._publish_failed(state, outcome)
+        else:
+            self._publish_final(state, outcome, arrived_ns)
+
+    async def _ask(self, request: Request, timeout_s: float) -> Transcript | _Failure:
+        """Ask the engine; a busy one is asked again as long as there is time (finals)."""
+        try:
+            async with asyncio.timeout(timeout_s + _ANSWER_GRACE_S):
+                while True:
+                    try:
+                        return await self._engine.recognize(request)
+                    except EngineBusy as busy:
+                        wait_ns = busy.retry_after_ms * 1_000_000
+                        deadline_ns = request.deadline_ns or 0
+                        is_hopeless = self._clock.monotonic_ns() + wait_ns >= deadline_ns
+                        if request.kind is RequestKind.PARTIAL or is_hopeless:
+                            return _Failure(busy.code, str(busy))
+                        await asyncio.sleep(busy.retry_after_ms / 1000)
+        except EngineError as error:
+            return _Failure(error.code, str(error) or error.code)
+        except TimeoutError:
+            logger.error(
+                "engine gave no answer stream=%s segment=%d", self.name, request.segment.id
+            )
+            return _Failure(DeadlineExceeded.code, "the engine gave no answer in time")
+        except Exception:  # the top of a stream session: our fault costs this request alone
+            logger.exception(
+                "request broke stream=%s segment=%d kind=%s",
+                self.name,
+                request.segment.id,
+                request.kind,
+            )
+            return _Failure(StreamBroken.code, "internal error")
+
+    def _publish_final(self, state: _State, transcript: Transcript, arrived_ns: int | None) -> None:
+        """Publish the last word, unless there was one. `arrived_ns` None: nobody waited."""
+        if self._unanswered.pop(state.id, None) is None:
+            return
+        latency_ns = 0
+        if arrived_ns is not None:
+            latency_ns = max(0, self._clock.monotonic_ns() - arrived_ns)
+            self._metrics.latency_s.observe(latency_ns / 1e9)
+        self._finals += 1
+        self._metrics.finals.inc()
+        self._emit(
+            Final(
+                stream=self.name,
+                segment=state.id,
+                revision=state.revision + 1,
+                text=transcript.text,
+                language=transcript.language,
+                confidence=transcript.confidence,
+                start_ms=samples_to_ms(state.start_sample),
+                end_ms=samples_to_ms(state.end_sample),
+                latency_ms=latency_ns // 1_000_000,
+                words=tuple(
+                    WordInfo(word.text, word.start_ms, word.end_ms, word.confidence)
+                    for word in transcript.words
+                ),
+                n_best=tuple(Alternative(text, score) for text, score in transcript.n_best),
+            )
+        )
+
+    def _publish_failed(self, state: _State, failure: _Failure) -> None:
+        """Publish that there will be no text, unless there was a last word."""
+        if self._unanswered.pop(state.id, None) is None:
+            return
+        self._failures += 1
+        self._metrics.failed.labels(code=failure.code).inc()
+        logger.error(
+            "segment failed stream=%s segment=%d code=%s", self.name, state.id, failure.code
+        )
+        self._emit(
+            Failed(stream=self.name, segment=state.id, code=failure.code, message=failure.message)
+        )
+
+    def _fail_open(self, failure: _Failure) -> None:
+        if self._open is not None:
+            self._publish_failed(self._take_open(), failure)
+
+    # ---- the end ---------------------------------------------------------------------------
+
+    def _begin_end(self, last_step: Callable[[], list[SegmentEvent]]) -> None:
+        """Close the audio chain with `last_step`; the first call wins."""
+        if self._ending is not None:
+            return
+        self._ending = asyncio.create_task(self._settle())
+        self._room.set()
+        if self._is_broken:
+            return
+        try:
+            self._advance(last_step)
+        except AudioError as error:
+            logger.info("stream ends badly stream=%s error=%s", self.name, error)
+            self._fail_open(_Failure(error.code, str(error)))
+        except StreamBroken:
+            pass  # logged and answered where it was caught
+
+    async def _ended(self) -> None:
+        """Wait for the end; a caller that is cancelled does not cancel the end."""
+        if self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def _settle(self) -> None:
+        while self._answers:
+            await asyncio.wait(self._answers)
+        for task in self._partials:
+            task.cancel()
+        if self._partials:
+            await asyncio.wait(self._partials)
+        lost_ms = samples_to_ms(self._intake.lost_samples)
+        audio_ms = samples_to_ms(self._intake.end_sample)
+        self._emit(
+            Ended(stream=self.name, audio_ms=audio_ms, segments=self._segments, lost_ms=lost_ms)
+        )
+        self._metrics.streams_open.dec()
+        logger.info(
+            "stream closed stream=%s audio_ms=%d segments=%d finals=%d failed=%d lost_ms=%d",
+            self.name,
+            audio_ms,
+            self._segments,
+            self._finals,
+            self._failures,
+            lost_ms,
+        )
+        if self._on_end is not None:
+            self._on_end(self)
+
+    # ---- helpers ---------------------------------------------------------------------------
+
+    def _emit(self, message: ServerMessage) -> None:
+        self._publish(message)
+        self.deliver(message)
+
+    def _spawn(
+        self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]
+    ) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
+        return task
+
+    def _deadline_ns(self, timeout_s: float) -> int:
+        return self._clock.monotonic_ns() + round(timeout_s * 1e9)
+
+    def _change_backlog(self, by_s: float) -> None:
+        self._backlog_s += by_s
+        if self._backlog_s > self._settings.max_backlog_s and not self.is_ending:
+            self._room.clear()
+        else:
+            self._room.set()
+
+
+class _Arrivals:
+    """When each of the newest samples arrived."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, int]] = deque(maxlen=2_000)
+        """(end sample, monotonic ns), rising."""
+
+    def note(self, end_sample: int, now_ns: int) -> None:
+        self._marks.append((end_sample, now_ns))
+        while self._marks[0][0] < end_sample - _ARRIVALS_KEPT_S * RATE_HZ:
+            self._marks.popleft()
+
+    def of(self, end_sample: int) -> int | None:
+        """Return when the sample before `end_sample` arrived; None for one not yet here."""
+        return next((ns for end, ns in self._marks if end >= end_sample), None)

@@ -1,0 +1,140 @@
+"""All open streams of the daemon: their names, their number, and how they end together."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from voiced.audio.clock import Clock
+from voiced.daemon.errors import (
+    NotReady,
+    ShuttingDown,
+    StreamInUse,
+    StreamRefused,
+    TooManyStreams,
+    UnknownLanguage,
+)
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.session import Engine, Front, Intake, Send, SessionSettings, StreamSession
+from voiced.daemon.wire import Intent, Start
+
+logger = logging.getLogger(__name__)
+
+OpenChain = Callable[[str, Start], tuple[Intake, Front]]
+"""Makes the audio chain of one stream, from its name and its `start`; may raise AudioError."""
+
+
+class Streams:
+    """Opens streams and knows the open ones. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        publish: Send,
+        open_chain: OpenChain,
+        settings: SessionSettings | None = None,
+        max_streams: int = 32,
+        metrics: Metrics | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`settings` are the defaults that a stream's `start` changes."""
+        self.engine = engine
+        self.metrics = metrics or Metrics()
+        self.max_streams = max_streams
+        self._publish, self._open_chain, self._clock = publish, open_chain, clock
+        self._settings = settings or SessionSettings()
+        self._sessions: dict[str, StreamSession] = {}
+        self._numbers = itertools.count(1)
+        self._is_draining = False
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def refusal(self) -> StreamRefused | None:
+        """Return why no stream would be opened now; None when one would."""
+        if self._is_draining:
+            return ShuttingDown()
+        if not self.engine.ready:
+            return NotReady(self.engine.reason)
+        if len(self._sessions) >= self.max_streams:
+            return TooManyStreams(self.max_streams)
+        return None
+
+    def open(self, start: Start, *, send: Send | None = None) -> StreamSession:
+        """Open a stream; its `ready` has been published when this returns.
+
+        Args:
+            start: What the client (or a local source in its place) asks for.
+            send: Gets the stream's messages besides the bus; must not block or raise.
+
+        Raises:
+            StreamRefused: Not now, or not like this.
+            AudioError: The audio chain cannot be made, e.g. a detector is missing.
+        """
+        name = start.stream or self._free_name()
+        refusal = self.refusal() or self._objection(name, start)
+        if refusal is not None:
+            self.metrics.streams_refused.labels(code=refusal.code).inc()
+            raise refusal
+        intake, front = self._open_chain(name, start)
+        session = StreamSession(
+            name,
+            intake=intake,
+            front=front,
+            engine=self.engine,
+            publish=self._publish,
+            send=send,
+            rate_hz=start.audio.rate_hz,
+            settings=replace(
+                self._settings, wants_partials=start.partials, language=start.language
+            ),
+            metrics=self.metrics,
+            clock=self._clock,
+            on_end=self._forget,
+        )
+        self._sessions[name] = session
+        return session
+
+    def deliver(self, intent: Intent) -> None:
+        """Pass a plugin's intent to the stream's own client, if that is still there."""
+        session = self._sessions.get(intent.stream)
+        if session is not None:
+            session.deliver(intent)
+
+    async def drain(self, *, deadline_s: float) -> None:
+        """Refuse new streams and end the open ones; what is late fails with `shutting_down`."""
+        self.refuse()
+        sessions = list(self._sessions.values())
+        if not sessions:
+            return
+        tasks = [asyncio.create_task(session.finish()) for session in sessions]
+        _, late = await asyncio.wait(tasks, timeout=deadline_s)
+        if late:
+            logger.error("streams cut at the deadline count=%d", len(late))
+            await asyncio.gather(*(session.abandon() for session in sessions))
+            await asyncio.wait(late)
+
+    def refuse(self) -> None:
+        """Open no more streams from now on."""
+        self._is_draining = True
+
+    def _forget(self, session: StreamSession) -> None:
+        del self._sessions[session.name]
+
+    def _objection(self, name: str, start: Start) -> StreamRefused | None:
+        holder = self._sessions.get(name)
+        if holder is not None:
+            return StreamInUse(name, is_ending=holder.is_ending)
+        known = self.engine.info.languages if self.engine.info is not None else ()
+        if start.language is not None and known and start.language not in known:
+            return UnknownLanguage(start.language, known)
+        return None
+
+    def _free_name(self) -> str:
+        return next(
+            name for number in self._numbers if (name := f"s{number}") not in self._sessions
+        )
