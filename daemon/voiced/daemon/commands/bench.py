@@ -1,0 +1,189 @@
+"""`voiced bench`: accuracy, speed against other recognisers, cost of everything else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from voiced.bench import accuracy as accuracy_bench
+from voiced.bench import peers as peers_bench
+from voiced.bench.accuracy import Policy, policy_config
+from voiced.bench.corpus import load_corpus
+from voiced.bench.errors import CorpusError, PeerUnavailable
+from voiced.bench.machine import describe
+from voiced.bench.normalise import best_normaliser
+from voiced.bench.report import Report, Table, progress, publish
+from voiced.bench.systems import (
+    FASTER_WHISPER_OPTIONS,
+    FasterWhisper,
+    Segmentation,
+    System,
+    Voiced,
+    ct2_folder,
+)
+from voiced.daemon.commands.engines import engine_config
+from voiced.engine import store
+
+FASTER_WHISPER = "faster-whisper"
+PEERS = (FASTER_WHISPER,)
+
+
+def accuracy(
+    folder: Path,
+    *,
+    sets: Sequence[str] = (),
+    policy: Policy | None = None,
+    limit: int | None = None,
+    peers: Sequence[str] = (),
+    model: str | None = None,
+    backend: str | None = None,
+    beam: int = 5,
+    threads: int = 1,
+    language: str | None = None,
+    weights: Path | None = None,
+    json_path: Path | None = None,
+) -> int:
+    """Print word and character errors per set, and how they compare; return 0.
+
+    Args:
+        folder: Recordings with texts, in a layout of `voiced.bench.corpus`.
+        sets: Only these sets; empty for all.
+        policy: Measure this policy alone; None measures the shipped one and the 30-s baseline.
+        limit: At most this many clips of each set.
+        peers: Other recognisers to compare with, of `PEERS`.
+        model: Bundle name or folder.
+        backend: Runtime of the bundle's graphs.
+        beam: Hypotheses, the same for all.
+        threads: Threads, the same for all.
+        language: Language of folders that do not name one.
+        weights: Folder with the peer's weights; None fetches them once.
+        json_path: Where to write all figures and texts.
+
+    Raises:
+        CorpusError, PeerUnavailable, EngineError, AudioError, OSError: Nothing can be measured.
+    """
+    _check_peers(peers)
+    clips = accuracy_bench.usable(load_corpus(folder, sets=sets, limit=limit, language=language))
+    machine = describe()
+    config = engine_config(model, backend, threads=threads, beam=beam)
+    segmentation = Segmentation(store.silero_path())
+    normaliser = best_normaliser()
+    ours = [
+        Voiced(each.value, policy_config(config, each), segmentation, _say)
+        for each in ((policy,) if policy else (Policy.SHIPPED, Policy.PAD30))
+    ]
+    systems: list[System] = [*ours]
+    if FASTER_WHISPER in peers:
+        systems.append(FasterWhisper(ct2_folder(_say, source=weights), threads=threads, beam=beam))
+    try:
+        speech = [clip for clip in clips if clip.is_speech]
+        with progress(len(speech), "speech") as advance:
+            outcomes = accuracy_bench.measure_speech(speech, systems, normaliser, advance)
+        silent = [clip for clip in clips if not clip.is_speech]
+        with progress(len(silent), "noise and music") as advance:
+            sounds = accuracy_bench.measure_sounds(silent, ours[0], advance)
+    finally:
+        for each in ours:
+            each.close()
+
+    names = [system.name for system in systems]
+    tables: list[Table] = []
+    if outcomes:
+        tables.extend(accuracy_bench.system_table(name, outcomes) for name in names)
+    if outcomes and len(names) > 1:
+        tables.append(accuracy_bench.difference_table(outcomes, names[0], names[1:]))
+    if sounds:
+        tables.append(accuracy_bench.sound_table(sounds))
+    settings = {
+        "bundle": ours[0].bundle,
+        "beam": beam,
+        "threads": threads,
+        "language": "pinned per clip",
+        "normaliser": normaliser.name,
+        **({FASTER_WHISPER: FASTER_WHISPER_OPTIONS} if FASTER_WHISPER in names else {}),
+    }
+    result = accuracy_bench.to_result(outcomes, sounds, names)
+    publish(Report("accuracy", settings, tables, result, machine), json_path=json_path)
+    return 0
+
+
+def peers(
+    clips: Path,
+    *,
+    per_length: int = 12,
+    repeats: int = 3,
+    threads: int = 1,
+    beam: int = 5,
+    sets: Sequence[str] = (),
+    model: str | None = None,
+    backend: str | None = None,
+    language: str | None = None,
+    weights: Path | None = None,
+    json_path: Path | None = None,
+) -> int:
+    """Time the recogniser against faster-whisper, clip by clip, in one process; return 0.
+
+    Args:
+        clips: Folder of recordings, in a layout of `voiced.bench.corpus`.
+        per_length: Clips of each length class.
+        repeats: Runs of each system on each clip; their median counts.
+        threads: Threads, the same for both.
+        beam: Hypotheses, the same for both.
+        sets: Only these sets; empty for all.
+        model: Bundle name or folder.
+        backend: Runtime of the bundle's graphs.
+        language: Language of folders that do not name one.
+        weights: Folder with the peer's weights; None fetches them once.
+        json_path: Where to write all figures and texts.
+
+    Raises:
+        CorpusError, PeerUnavailable, EngineError, AudioError, OSError: Nothing can be measured.
+    """
+    corpus = load_corpus(clips, sets=sets, language=language)
+    chosen = [
+        (length, clip)
+        for length in peers_bench.LENGTHS
+        for clip in peers_bench.pick(corpus, length, per_length)
+    ]
+    if not chosen:
+        wanted = ", ".join(f"{each.least_s:g}-{each.most_s:g} s" for each in peers_bench.LENGTHS)
+        raise CorpusError(f"{clips}: no speech clip of {wanted}")
+    machine = describe()
+    config = engine_config(model, backend, threads=threads, beam=beam)
+    peer = FasterWhisper(ct2_folder(_say, source=weights), threads=threads, beam=beam)
+    ours = Voiced("voiced", config, Segmentation(store.silero_path()), _say)
+    normaliser = best_normaliser()
+    try:
+        with progress(len(chosen), "clips") as advance:
+            pairs = peers_bench.measure(chosen, ours, peer, repeats=repeats, advance=advance)
+    finally:
+        ours.close()
+
+    tables = (
+        peers_bench.pair_table(pairs, peer.name),
+        peers_bench.ratio_table(pairs, peer.name),
+        peers_bench.text_table(pairs, normaliser, peer.name),
+    )
+    settings = {
+        "bundle": ours.bundle,
+        "beam": beam,
+        "threads": threads,
+        "repeats": repeats,
+        "language": "pinned per clip",
+        "normaliser": normaliser.name,
+        peer.name: {"compute_type": "int8", **FASTER_WHISPER_OPTIONS},
+    }
+    result = peers_bench.to_result(pairs, normaliser)
+    publish(Report("peers", settings, tables, result, machine), json_path=json_path)
+    return 0
+
+
+def _check_peers(names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise PeerUnavailable(f"no peer {', '.join(unknown)}; expected one of {', '.join(PEERS)}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
