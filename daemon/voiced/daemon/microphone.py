@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
@@ -38,7 +39,7 @@ _SESSION_RETRY_S = 5.0
 class Source(Protocol):
     """Where events come from; `voiced.audio.sources.microphone.Microphone`."""
 
-    def events(self) -> Iterator[MicrophoneEvent]:
+    def events(self) -> Generator[MicrophoneEvent, None, None]:
         """Yield until `stop`; iterated by one thread."""
         ...
 
@@ -106,6 +107,7 @@ class WaitWhenFull:
         """Thread side: hand an item over; false when the loop wants no more."""
         self._room.acquire()
         if self._closed:
+            self._room.release()  # for the next put
             return False
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         return True
@@ -167,9 +169,14 @@ class MicrophoneRunner:
         thread = threading.Thread(target=self._pump, args=(crossing,), name="microphone")
         thread.start()
         try:
-            while (event := await crossing.get()) is not None:
-                await self._handle(event)
-            await self._end_session()
+            is_over = False
+            while not is_over:
+                event = await crossing.get()
+                is_over = event is None
+                try:
+                    await self._handle(event)
+                except Exception as error:  # the top of this stream's session
+                    self._break_session(error)
         finally:
             self._source.stop()
             crossing.close()
@@ -185,13 +192,18 @@ class MicrophoneRunner:
             )
 
     def _pump(self, crossing: WaitWhenFull) -> None:
-        for event in self._source.events():
-            if not crossing.put(event):
-                return
-        crossing.put(None)
+        try:
+            with closing(self._source.events()) as events:
+                for event in events:
+                    if not crossing.put(event):
+                        return
+        finally:
+            crossing.put(None)
 
-    async def _handle(self, event: MicrophoneEvent) -> None:
+    async def _handle(self, event: MicrophoneEvent | None) -> None:
         match event:
+            case None:
+                await self._end_session()
             case Opened():
                 await self._on_opened(event)
             case Block():
@@ -221,7 +233,6 @@ class MicrophoneRunner:
             opened=self._status.opened + 1,
             is_silent=False,
         )
-        self._complaints.settle()
         self._retry_at_ns = 0
         logger.info(
             "microphone opened device=%s rate_hz=%d channels=%d",
@@ -250,33 +261,24 @@ class MicrophoneRunner:
                 MicrophoneError(f"sound lost to {event.cause.value}: this machine is too slow")
             )
         if self._session is not None:
-            try:
-                self._session.lost(event.frames)
-            except Exception as error:
-                self._break_session(error)
+            self._session.lost(event.frames)
 
     async def _feed(self, pcm: bytes) -> None:
         if self._status.is_silent and pcm.count(0) != len(pcm):
             self._status = replace(self._status, is_silent=False)
-        try:
-            if self._session is None:
-                if self._clock.monotonic_ns() < self._retry_at_ns or self._status.audio is None:
-                    return
-                self._session = self._open_session(self._status.audio)
-                self._status = replace(
-                    self._status, state=MicrophoneState.RUNNING, code=None, reason=None
-                )
-            await self._session.feed(pcm)
-        except Exception as error:  # the top of this stream's session
-            self._break_session(error)
+        if self._session is None:
+            if self._clock.monotonic_ns() < self._retry_at_ns or self._status.audio is None:
+                return
+            self._session = self._open_session(self._status.audio)
+            self._status = replace(
+                self._status, state=MicrophoneState.RUNNING, code=None, reason=None
+            )
+        await self._session.feed(pcm)
 
     async def _end_session(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            try:
-                await session.finish()
-            except Exception as error:
-                self._break_session(error)
+            await session.finish()
 
     def _break_session(self, error: Exception) -> None:
         """Count, log and report what ended the session; a new one follows."""
@@ -288,7 +290,7 @@ class MicrophoneRunner:
             code=getattr(error, "code", "internal"),
             reason=str(error),
         )
-        if count := self._complaints.due(repr(error), self._clock.monotonic_ns()):
+        if count := self._complaints.due(type(error).__name__, self._clock.monotonic_ns()):
             logger.error(
                 "microphone session ended times=%d device=%s",
                 count,
@@ -323,8 +325,3 @@ class Complaints:
             return 0
         self._logged_ns[kind], self._kept_back[kind] = now_ns, 0
         return count
-
-    def settle(self) -> None:
-        """Forget what was logged: all is well again."""
-        self._logged_ns.clear()
-        self._kept_back.clear()

@@ -209,7 +209,7 @@ class Microphone:
         if capture := self._capture:
             capture.blocks.close()
 
-    def events(self) -> Iterator[MicrophoneEvent]:
+    def events(self) -> Generator[MicrophoneEvent, None, None]:
         """Yield what happens until `stop`. Never raises for the device's sake; iterate once."""
         retry_s = self._recovery.first_retry_s
         try:
