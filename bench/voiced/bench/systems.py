@@ -70,6 +70,10 @@ def read_pcm(path: Path) -> Pcm:
     return np.concatenate([float_to_int16(block) for block in decode_file(path)])
 
 
+def _to_float(pcm: Pcm) -> npt.NDArray[np.float32]:
+    return np.divide(pcm, _PCM_SCALE, dtype=np.float32)
+
+
 class Segmentation:
     """The daemon's default endpointing, for whole clips."""
 
@@ -95,7 +99,7 @@ class Segmentation:
             next_id=lambda: next(self._ids),
             language=language,
         )
-        events = front.feed(AudioFrame(0, pcm / np.float32(_PCM_SCALE))) + front.finish()
+        events = front.feed(AudioFrame(0, _to_float(pcm))) + front.finish()
         return [event.segment for event in events if isinstance(event, SegmentClosed)]
 
 
@@ -177,7 +181,7 @@ class FasterWhisper:
 
     def transcribe(self, pcm: Pcm, language: str | None) -> Answer:
         """Recognise a clip; its segments are produced as they are asked for."""
-        samples = pcm / np.float32(_PCM_SCALE)
+        samples = _to_float(pcm)
         started_ns = time.perf_counter_ns()
         segments, _ = self._model.transcribe(
             samples, language=language, beam_size=self._beam, **FASTER_WHISPER_OPTIONS

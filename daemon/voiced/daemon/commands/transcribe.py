@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
@@ -180,6 +180,10 @@ class _Job:
         language: str | None,
     ) -> None:
         self._engine = engine
+        self._settings = FrontSettings(grown_ms=0)  # nobody reads partial results
+        if engine.info is not None:
+            longest_s = min(self._settings.max_segment_s, engine.info.max_segment_s)
+            self._settings = replace(self._settings, max_segment_s=longest_s)
         self._factory = factory
         self._vad = vad
         self._language = language
@@ -238,7 +242,7 @@ class _Job:
     def _front(self, kind: VadKind) -> StreamFront:
         return StreamFront(
             "file",
-            settings=FrontSettings(grown_ms=0),
+            settings=self._settings,
             vad=self._factory.make(kind),
             next_id=lambda: next(self._ids),
             language=self._language,
