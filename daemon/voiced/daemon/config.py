@@ -37,6 +37,9 @@ OTHER_VARIABLES = frozenset(
 )
 """Names that begin with `VOICED_` and are no settings."""
 
+PLUGINS_SECTION = "plugins"
+"""`[plugins.NAME]` of the file holds a plugin's options; the plugin checks them itself."""
+
 Endpoint = Annotated[str, Field(pattern=r"^(tcp://[^\s:]+:(\d+|\*)|ipc://\S+)$")]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
@@ -141,13 +144,13 @@ class VadSettings(_Section):
         default=500, ge=0, le=2_000, description="Audio kept on both sides of the speech."
     )
     min_speech_ms: int = Field(
-        default=200, ge=0, le=5_000, description="Segments with less speech than this are dropped."
+        default=200, ge=0, le=1_000, description="Segments with less speech than this are dropped."
     )
     max_segment_s: float = Field(
         default=16.0, ge=2, le=28, description="Longer speech is cut at its quietest point."
     )
     partial_hop_ms: int = Field(
-        default=500, ge=100, le=10_000, description="Speech between two partial results."
+        default=400, ge=100, le=10_000, description="Speech between two partial results."
     )
 
 
@@ -159,11 +162,17 @@ class MicrophoneSettings(_Section):
         default=None,
         description="Part of the device's name, or its number; absent: the default device.",
     )
-    rate_hz: int = Field(
-        default=16_000, ge=4_000, le=192_000, description="Sample rate to open it with."
+    rate_hz: int | None = Field(
+        default=None,
+        ge=4_000,
+        le=192_000,
+        description="Sample rate to open it with; absent: 16 kHz, or the device's own.",
     )
-    channels: int = Field(
-        default=1, ge=1, le=32, description="Channels to open it with; mixed to mono."
+    channels: int | None = Field(
+        default=None,
+        ge=1,
+        le=32,
+        description="Channels to open it with, mixed to mono; absent: 1, or all it has.",
     )
     language: LanguageCode | None = Field(
         default=None, description="Language spoken at this device; absent: `engine.language`."
@@ -181,6 +190,22 @@ class LimitsSettings(_Section):
         gt=0,
         le=600,
         description="After SIGTERM: time to finish and publish what was heard.",
+    )
+    max_backlog_s: float = Field(
+        default=30.0,
+        ge=1,
+        le=3_600,
+        description="Speech of one stream closed but not answered above which its source is "
+        "slowed.",
+    )
+    final_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3_600,
+        description="A final later than this after its segment's end fails with `deadline`.",
+    )
+    partial_timeout_s: float = Field(
+        default=2.0, gt=0, le=60, description="A partial that waited longer is not made."
     )
     ready_timeout_s: float = Field(
         default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."
@@ -366,6 +391,17 @@ def value_of(settings: Settings, name: str) -> Any:
     return getattr(getattr(settings, section), key)
 
 
+def stream_url(server: ServerSettings) -> str:
+    """Where a client on this machine finds the server."""
+    host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host
+    return f"ws://{f'[{host}]' if ':' in host else host}:{server.port}/v1/stream"
+
+
+def connectable(endpoint: str) -> str:
+    """Turn an endpoint that is bound on all addresses into one to connect to."""
+    return re.sub(r"^tcp://(\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint)
+
+
 def parse_assignment(text: str) -> tuple[str, str]:
     """Split `section.key=value` as given to `--set`.
 
@@ -397,6 +433,8 @@ def _read_file(path: Path, gathered: _Gathered) -> None:
         gathered.problems.append(Problem(source, "", f"is not TOML: {_lower_first(str(error))}"))
         return
     for section, table in document.items():
+        if section == PLUGINS_SECTION and isinstance(table, dict):
+            continue
         if section not in Settings.model_fields:
             gathered.problems.append(_unknown_section(source, section, table))
         elif not isinstance(table, dict):

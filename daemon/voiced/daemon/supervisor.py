@@ -52,8 +52,6 @@ class Supervisor:
         self._drain_s = drain_s
         self._notifier = notifier
         self._on_stopping = on_stopping
-        self.not_ready: str | None = "starting"
-        """Why the daemon does not take work, for `/readyz`; None when it does."""
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Start everything, wait for `stop`, stop everything.
@@ -74,7 +72,6 @@ class Supervisor:
                 starting.result()
                 await stopped
         finally:
-            self.not_ready = "shutting down"
             self._notifier.stopping("draining")
             self._on_stopping()
             await _cancel(starting, stopped)
@@ -85,12 +82,10 @@ class Supervisor:
     async def _start(self, begun: list[Part]) -> None:
         began_s = time.monotonic()
         for part in self._parts:
-            self.not_ready = f"starting {part.name}"
-            self._notifier.status(self.not_ready)
+            self._notifier.status(f"starting {part.name}")
             begun.append(part)
             await part.start()
             logger.debug("started part=%s", part.name)
-        self.not_ready = None
         self._notifier.ready("ready")
         logger.info("ready start_s=%.2f", time.monotonic() - began_s)
 

@@ -1,0 +1,289 @@
+"""The one place that knows every class: builds the daemon from its settings and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from voiced.audio.frames import StreamFormat
+from voiced.audio.front import FrontSettings
+from voiced.audio.vad import VadFactory, VadKind
+from voiced.daemon.bus import Bus
+from voiced.daemon.chain import AudioChains
+from voiced.daemon.config import Settings
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.microphone import MicrophoneRunner
+from voiced.daemon.sdnotify import Notifier
+from voiced.daemon.server import Server, ServerOptions
+from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.streams import Streams
+from voiced.daemon.supervisor import Part, Supervisor
+from voiced.daemon.wire import AudioParams, Start
+from voiced.engine import store
+from voiced.engine.host import EngineHost
+from voiced.engine.types import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+FAKE_MODEL = "fake"
+"""Model name of the recogniser that tests use; it has no bundle."""
+
+EXIT_OK, EXIT_FAILED = 0, 1
+
+
+class Daemon:
+    """Everything that runs in one `voiced run`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        notifier: Notifier | None = None,
+        address_file: Path | None = None,
+    ) -> None:
+        """Build the parts; nothing runs, no port is taken.
+
+        Args:
+            settings: All of them.
+            notifier: Told about readiness; default: the service manager of this process.
+            address_file: Gets, as JSON, where the daemon listens, once it does.
+
+        Raises:
+            BundleError: The model is not here.
+            VadUnavailable: The detector's library or model is not here.
+        """
+        self._settings = settings
+        self._address_file = address_file
+        self._metrics = Metrics()
+        self._engine = EngineHost(engine_config(settings))
+        self._bus = Bus(settings.bus.endpoint, settings.bus.ingest, metrics=self._metrics)
+        self._bus_task: asyncio.Task[None] | None = None
+        self._streams = Streams(
+            engine=self._engine,
+            publish=self._bus.publish,
+            open_chain=self._chains(),
+            settings=session_settings(settings),
+            max_streams=settings.server.max_streams,
+            metrics=self._metrics,
+        )
+        self._bus.on_intent = self._streams.deliver
+        self._metrics.watch_engine(self._engine.load)
+        self._server = Server(server_options(settings), self._streams)
+        self._microphone = self._make_microphone() if settings.microphone.enabled else None
+        self._microphone_task: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._supervisor = Supervisor(
+            (
+                Part("bus", self._start_bus, self._stop_bus),
+                Part("server", self._start_server, self._stop_server),
+                Part("engine", self._start_engine, self._stop_engine),
+                Part("streams", self._start_streams, self._stop_streams),
+            ),
+            drain_s=settings.limits.drain_s,
+            notifier=notifier or Notifier.from_environment(),
+            on_stopping=self._streams.refuse,
+        )
+
+    async def run(self) -> int:
+        """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.
+
+        Returns:
+            The process's exit status: 0, or 1 when something did not end in time.
+
+        Raises:
+            DaemonError, EngineError: A part could not be started or broke later.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            is_clean = await self._supervisor.run(self._stop)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        if self._failure is not None:
+            raise self._failure
+        logger.info("stopped clean=%s", is_clean)
+        return EXIT_OK if is_clean else EXIT_FAILED
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if not self._stop.is_set():
+            logger.info("stopping signal=%s drain_s=%g", number.name, self._settings.limits.drain_s)
+            self._stop.set()
+            return
+        logger.critical("second signal, exit at once signal=%s", number.name)
+        worker = self._engine.info.worker_pid if self._engine.info is not None else None
+        if worker is not None and worker != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        os._exit(EXIT_FAILED)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """A part's own task must not end before the daemon does."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("part broke, stopping task=%s", task.get_name(), exc_info=error)
+            self._failure = error
+            self._stop.set()
+
+    # ---- parts -----------------------------------------------------------------------------
+
+    async def _start_bus(self) -> None:
+        self._bus.open()
+        self._bus_task = asyncio.create_task(self._bus.run(), name="bus")
+        self._bus_task.add_done_callback(self._on_task_done)
+
+    async def _stop_bus(self, left_s: float) -> None:
+        if self._bus_task is not None:
+            self._bus_task.cancel()
+            await asyncio.wait((self._bus_task,))
+        self._bus.close()
+
+    async def _start_server(self) -> None:
+        await self._server.start()
+        if self._address_file is not None:
+            write_addresses(
+                self._address_file,
+                {
+                    "pid": os.getpid(),
+                    "host": self._settings.server.host,
+                    "port": self._server.port,
+                    "bus": self._bus.endpoint,
+                    "ingest": self._bus.ingest_endpoint,
+                },
+            )
+
+    async def _stop_server(self, left_s: float) -> None:
+        await self._server.close()
+
+    async def _start_engine(self) -> None:
+        async with asyncio.timeout(self._settings.limits.ready_timeout_s):
+            await self._engine.start()
+
+    async def _stop_engine(self, left_s: float) -> None:
+        await self._engine.stop()
+
+    async def _start_streams(self) -> None:
+        if self._microphone is not None:
+            self._microphone_task = asyncio.create_task(self._microphone.run(), name="microphone")
+            self._microphone_task.add_done_callback(self._on_task_done)
+
+    async def _stop_streams(self, left_s: float) -> None:
+        if self._microphone is not None:
+            self._microphone.stop()
+        await self._server.drain(deadline_s=left_s)
+        if self._microphone_task is not None:
+            await asyncio.wait((self._microphone_task,))
+
+    # ---- building --------------------------------------------------------------------------
+
+    def _chains(self) -> AudioChains:
+        vad = self._settings.vad
+        vads = VadFactory(store.silero_path())
+        vads.make(VadKind(vad.kind))  # a missing detector is an error now, not at the first stream
+        return AudioChains(
+            defaults=FrontSettings(
+                end_ms=vad.end_ms,
+                pad_ms=vad.pad_ms,
+                min_speech_ms=vad.min_speech_ms,
+                max_segment_s=vad.max_segment_s,
+                grown_ms=vad.partial_hop_ms,
+            ),
+            vads=vads,
+            vad_kind=VadKind(vad.kind),
+            next_id=counter(),
+            longest_s=self._longest_s,
+        )
+
+    def _longest_s(self) -> float:
+        info = self._engine.info
+        return self._settings.vad.max_segment_s if info is None else info.max_segment_s
+
+    def _make_microphone(self) -> MicrophoneRunner:
+        from voiced.audio.sources.microphone import Microphone
+
+        settings = self._settings.microphone
+        device = settings.device
+        source = Microphone(
+            int(device) if device is not None and device.isdecimal() else device,
+            rate_hz=settings.rate_hz,
+            channels=settings.channels,
+        )
+        return MicrophoneRunner(source, self._open_microphone_session)
+
+    def _open_microphone_session(self, audio: StreamFormat) -> StreamSession:
+        settings = self._settings.microphone
+        return self._streams.open(
+            Start(
+                v=1,
+                audio=AudioParams(
+                    encoding=audio.encoding.value, rate_hz=audio.rate_hz, channels=audio.channels
+                ),
+                stream=settings.stream,
+                language=settings.language,
+            )
+        )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """What the engine's worker is started with.
+
+    Raises:
+        BundleError: The model is not here.
+    """
+    engine = settings.engine
+    is_fake = engine.model == FAKE_MODEL
+    return EngineConfig(
+        bundle_dir=FAKE_MODEL if is_fake else str(store.resolve(engine.model)),
+        backend=engine.backend,
+        threads=engine.threads,
+        languages=engine.languages,
+        beam=engine.beam,
+        max_batch=engine.max_batch,
+        max_queued_finals=engine.max_queued_finals,
+        hang_timeout_s=engine.hang_timeout_s,
+    )
+
+
+def session_settings(settings: Settings) -> SessionSettings:
+    """How streams are carried that ask for nothing else."""
+    return SessionSettings(
+        language=settings.engine.language,
+        max_backlog_s=settings.limits.max_backlog_s,
+        final_timeout_s=settings.limits.final_timeout_s,
+        partial_timeout_s=settings.limits.partial_timeout_s,
+    )
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """Where the server listens and what it takes."""
+    server = settings.server
+    return ServerOptions(
+        host=server.host,
+        port=server.port,
+        max_message_bytes=server.max_message_bytes,
+        start_timeout_s=server.start_timeout_s,
+        idle_timeout_s=server.idle_timeout_s,
+        allowed_origins=server.allowed_origins,
+        # Health checks, and clients on their way in and out, beside the streams.
+        max_connections=server.max_streams + 64,
+    )
+
+
+def counter() -> Callable[[], int]:
+    """Segment ids: 1, 2, 3, …"""
+    return itertools.count(1).__next__
+
+
+def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:
+    """Put the file in place whole, so that nobody reads half of it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,512 @@
+"""The `voiced` command: arguments in, exit status out; each command's work is in `commands/`.
+
+Exit status:
+
+| status | meaning                                                                              |
+|--------|--------------------------------------------------------------------------------------|
+| 0      | done; for `run`: stopped by a signal, everything accepted was answered               |
+| 1      | failed, also in part (one of several files); for `run`: the end was not a clean one  |
+| 2      | wrong use: arguments or configuration                                                |
+| 3      | something needed is missing or taken: a model, a library, a device, a port, a daemon |
+| 130    | interrupted by Ctrl-C (commands other than `run`)                                    |
+| 141    | nobody reads standard output any more                                                |
+
+This module imports nothing heavy, so that `voiced --help` answers at once
+(`tests/test_architecture.py`); the functions below import what they need.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from voiced.audio.errors import AudioError
+from voiced.bench.errors import BenchError
+from voiced.daemon.errors import DaemonError
+from voiced.engine.errors import EngineError
+from voiced.plugins.errors import PluginError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_UNAVAILABLE, EXIT_INTERRUPTED = 1, 2, 3, 130
+
+UNAVAILABLE = frozenset(
+    {
+        "backend_unavailable",
+        "bundle",
+        "device_busy",
+        "device_not_found",
+        "endpoint_in_use",
+        "fetch",
+        "peer_unavailable",
+        "port_in_use",
+        "portaudio_missing",
+        "unreachable",
+        "vad_unavailable",
+    }
+)
+"""Codes of errors that mean: what is needed is not there. Their exit status is 3."""
+
+USAGE = frozenset({"config", "corpus", "output", "plugin_config", "plugin_not_found"})
+"""Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
+
+
+def _typer(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,  # rich takes longer to import than everything else here
+        pretty_exceptions_enable=False,
+    )
+
+
+app = _typer("A voice daemon: audio in, transcripts on WebSocket and ZeroMQ, plugins act on them.")
+model_app = _typer("Get, build and check models.")
+config_app = _typer("Check and show the settings.")
+bench_app = _typer("Measure accuracy and speed.")
+plugins_app = _typer("List and run plugins.")
+app.add_typer(model_app, name="model")
+app.add_typer(plugins_app, name="plugins")
+app.add_typer(config_app, name="config")
+app.add_typer(bench_app, name="bench")
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file (TOML).", metavar="FILE", dir_okay=False),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Bundle name or folder; default whisper-base.", metavar="NAME"),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="Runtime of the graphs; default onnxruntime.", metavar="NAME"),
+]
+Language = Annotated[
+    str | None,
+    typer.Option(
+        "--language", help="Language spoken, e.g. en; default: chosen per segment.", metavar="CODE"
+    ),
+]
+Threads = Annotated[int, typer.Option("--threads", help="Threads of one graph call.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.callback()
+def _root(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or VOICED_DEBUG=1).")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["VOICED_DEBUG"] = "1"
+
+
+@app.command("run")
+def _run(
+    config: Config = None,
+    model: Model = None,
+    backend: Backend = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port; 0: any free one.")] = None,
+    bus: Annotated[str | None, typer.Option(help="ZeroMQ endpoint to publish on.")] = None,
+    ingest: Annotated[str | None, typer.Option(help="ZeroMQ endpoint plugins send to.")] = None,
+    microphone: Annotated[
+        bool | None, typer.Option("--microphone/--no-microphone", help="Open the sound device.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Sound device: number or name.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any setting; may be repeated.", metavar="SECTION.KEY=VALUE"),
+    ] = None,
+    pull: Annotated[
+        bool, typer.Option("--pull", help="Fetch and build the model if it is not here.")
+    ] = False,
+    address_file: Annotated[
+        Path | None,
+        typer.Option(help="Gets the addresses listened on, as JSON.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Run the daemon in the foreground; SIGTERM or Ctrl-C ends it, a second one at once."""
+    from voiced.daemon.commands.run import run
+    from voiced.daemon.config import parse_assignment
+
+    named: dict[str, tuple[str, Any]] = {
+        "engine.model": ("--model", model),
+        "engine.backend": ("--backend", backend),
+        "server.host": ("--host", host),
+        "server.port": ("--port", port),
+        "bus.endpoint": ("--bus", bus),
+        "bus.ingest": ("--ingest", ingest),
+        "microphone.enabled": ("--microphone/--no-microphone", microphone),
+        "microphone.device": ("--device", device),
+        "logging.level": ("--log-level", log_level),
+    }
+    flags = {name: flag for name, flag in named.items() if flag[1] is not None}
+    for assignment in assignments or ():
+        name, value = parse_assignment(assignment)
+        flags[name] = ("--set", value)
+    _exit(run(config_file=config, flags=flags, pull=pull, address_file=address_file))
+
+
+@app.command("transcribe")
+def _transcribe(
+    files: Annotated[list[Path], typer.Argument(help="Recordings, of any common format.")],
+    output_format: Annotated[
+        Literal["text", "jsonl", "srt", "vtt"], typer.Option("--format", help="How to write.")
+    ] = "text",
+    language: Language = None,
+    vad: Annotated[
+        Literal["cascade", "silero", "webrtc"], typer.Option(help="Detector of speech.")
+    ] = "cascade",
+    no_vad: Annotated[
+        bool, typer.Option("--no-vad", help="Take each file as one segment.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder instead of standard output.")
+    ] = None,
+    model: Model = None,
+    backend: Backend = None,
+    threads: Threads = 1,
+) -> None:
+    """Transcribe recorded files."""
+    from voiced.audio.vad import VadKind
+    from voiced.daemon.commands.transcribe import OutputFormat, transcribe
+
+    _exit(
+        transcribe(
+            files,
+            output_format=OutputFormat(output_format),
+            language=language,
+            vad=None if no_vad else VadKind(vad),
+            out=out,
+            model=model,
+            backend=backend,
+            threads=threads,
+        )
+    )
+
+
+@app.command("stream")
+def _stream(
+    file: Annotated[Path, typer.Argument(help="A recording.")],
+    url: Annotated[
+        str | None, typer.Option(help="The daemon's stream; default: from the settings.")
+    ] = None,
+    language: Language = None,
+    partials: Annotated[bool, typer.Option(help="Ask for partial results.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Play a file to a running daemon at the speed of speech and print what comes back."""
+    from voiced.daemon.commands.stream import stream
+    from voiced.daemon.config import load, stream_url
+
+    url = url or stream_url(load().settings.server)
+    _exit(stream(file, url=url, language=language, partials=partials, as_json=as_json))
+
+
+@app.command("listen")
+def _listen(
+    bus: Annotated[
+        str | None, typer.Option(help="The daemon's bus; default: from the settings.")
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="Only this type of message; may be repeated."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many messages.", min=1)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what a running daemon publishes on its bus."""
+    from voiced.daemon.commands.listen import listen
+    from voiced.daemon.config import connectable, load
+
+    bus = bus or connectable(load().settings.bus.endpoint)
+    _exit(listen(bus, types or (), as_json, count))
+
+
+@app.command("devices")
+def _devices(as_json: AsJson = False) -> None:
+    """List the sound devices that can record."""
+    from voiced.daemon.commands.devices import devices
+
+    _exit(devices(as_json))
+
+
+@app.command("demo")
+def _demo(
+    as_json: Annotated[
+        Path | None, typer.Option("--json", help="Also write the summary to FILE.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Recorded speech through a real daemon, its transcripts from the bus, and one line of sums."""
+    from voiced.daemon.commands.demo import demo
+
+    _exit(demo(as_json))
+
+
+@app.command("version")
+def _version() -> None:
+    """Print the version."""
+    from importlib.metadata import version
+
+    print(f"voiced {version('voiced')}")
+
+
+# ---- voiced model ------------------------------------------------------------------------------
+
+ModelName = Annotated[str, typer.Argument(help="Which model.", metavar="[NAME]")]
+FromDir = Annotated[
+    Path | None,
+    typer.Option("--from", help="Folder with the model's files: no network.", metavar="DIR"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Build again even if it is there.")]
+
+
+@model_app.command("list")
+def _model_list() -> None:
+    """Show every model that can be had or is here."""
+    from voiced.daemon.commands.model import model_list
+
+    _exit(model_list())
+
+
+@model_app.command("pull")
+def _model_pull(
+    name: ModelName = "whisper-base", from_dir: FromDir = None, force: Force = False
+) -> None:
+    """Fetch and build a model and what it needs to run."""
+    from voiced.daemon.commands.model import model_pull
+
+    _exit(model_pull(name, from_dir, force))
+
+
+@model_app.command("build")
+def _model_build(
+    name: ModelName = "whisper-base", from_dir: FromDir = None, force: Force = False
+) -> None:
+    """Build one model's bundle."""
+    from voiced.daemon.commands.model import model_build
+
+    _exit(model_build(name, from_dir, force))
+
+
+@model_app.command("verify")
+def _model_verify(name: ModelName = "whisper-base") -> None:
+    """Check every byte of a bundle, and its golden pair."""
+    from voiced.daemon.commands.model import model_verify
+
+    _exit(model_verify(name))
+
+
+@model_app.command("path")
+def _model_path(name: ModelName = "whisper-base") -> None:
+    """Print a bundle's folder."""
+    from voiced.daemon.commands.model import model_path
+
+    _exit(model_path(name))
+
+
+# ---- voiced plugins ----------------------------------------------------------------------------
+
+
+@plugins_app.command("list")
+def _plugins_list() -> None:
+    """Show every installed plugin."""
+    from voiced.daemon.commands.plugins import plugins_list
+
+    _exit(plugins_list())
+
+
+@plugins_app.command("run")
+def _plugins_run(
+    name: Annotated[str, typer.Argument(help="Installed name, or package.module:Class.")],
+    config: Config = None,
+    bus: Annotated[
+        str | None, typer.Option(help="The daemon's bus; default: from the settings.")
+    ] = None,
+    ingest: Annotated[
+        str | None, typer.Option(help="Where intents go; default: from the settings.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="An option of the plugin; may be repeated.", metavar="K=V"),
+    ] = None,
+) -> None:
+    """Run one plugin in this process; its options are the file's table [plugins.NAME]."""
+    from voiced.daemon import logs
+    from voiced.daemon.commands.plugins import plugins_run
+    from voiced.daemon.config import connectable, load
+
+    loaded = load(file=config)
+    logs.configure(loaded.settings.logging.level)
+    endpoints = loaded.settings.bus
+    _exit(
+        plugins_run(
+            name,
+            bus or connectable(endpoints.endpoint),
+            ingest or connectable(endpoints.ingest),
+            loaded.file,
+            options or (),
+        )
+    )
+
+
+# ---- voiced config -----------------------------------------------------------------------------
+
+
+@config_app.command("check")
+def _config_check(config: Config = None) -> None:
+    """Read every source and report every problem at once."""
+    from voiced.daemon.commands.config import check
+
+    _exit(check(config))
+
+
+@config_app.command("show")
+def _config_show(config: Config = None, as_json: AsJson = False) -> None:
+    """Show the effective value of every setting and where it came from."""
+    from voiced.daemon.commands.config import show_settings
+
+    _exit(show_settings(config, as_json=as_json))
+
+
+# ---- voiced bench ------------------------------------------------------------------------------
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write everything to FILE.", metavar="FILE")
+]
+Corpus = Annotated[Path, typer.Argument(help="Folder of recordings with texts.", metavar="DIR")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Only this set of it; may be repeated.")
+]
+Beam = Annotated[int, typer.Option("--beam", help="Hypotheses kept.", min=1)]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="The peer's weights; default: fetched once.", metavar="DIR"),
+]
+
+
+@bench_app.command("accuracy")
+def _bench_accuracy(
+    folder: Corpus,
+    sets: Sets = None,
+    policy: Annotated[
+        Literal["shipped", "pad30"] | None,
+        typer.Option(help="This policy alone; default: the shipped one and the 30-s baseline."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Most clips of a set.", min=1)] = None,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="Also measure this recogniser.")
+    ] = None,
+    model: Model = None,
+    backend: Backend = None,
+    beam: Beam = 5,
+    threads: Threads = 1,
+    language: Language = None,
+    weights: Weights = None,
+    json_path: JsonFile = None,
+) -> None:
+    """Word and character errors per set, loops, and false text on noise."""
+    from voiced.bench.accuracy import Policy
+    from voiced.daemon.commands.bench import accuracy
+
+    _exit(
+        accuracy(
+            folder,
+            sets=sets or (),
+            policy=None if policy is None else Policy(policy),
+            limit=limit,
+            peers=peers or (),
+            model=model,
+            backend=backend,
+            beam=beam,
+            threads=threads,
+            language=language,
+            weights=weights,
+            json_path=json_path,
+        )
+    )
+
+
+@bench_app.command("peers")
+def _bench_peers(
+    clips: Corpus,
+    sets: Sets = None,
+    per_length: Annotated[int, typer.Option(help="Clips of each length.", min=1)] = 12,
+    repeats: Annotated[int, typer.Option(help="Runs on each clip.", min=1)] = 3,
+    model: Model = None,
+    backend: Backend = None,
+    beam: Beam = 5,
+    threads: Threads = 1,
+    language: Language = None,
+    weights: Weights = None,
+    json_path: JsonFile = None,
+) -> None:
+    """Time from the end of a segment to its text, against other recognisers in the same run."""
+    from voiced.daemon.commands.bench import peers
+
+    _exit(
+        peers(
+            clips,
+            per_length=per_length,
+            repeats=repeats,
+            threads=threads,
+            beam=beam,
+            sets=sets or (),
+            model=model,
+            backend=backend,
+            language=language,
+            weights=weights,
+            json_path=json_path,
+        )
+    )
+
+
+# ---- errors ------------------------------------------------------------------------------------
+
+
+OUR_ERRORS = (AudioError, EngineError, DaemonError, PluginError, BenchError)
+
+
+def exit_status(code: str) -> int:
+    """The exit status for the code of an error of ours."""
+    if code in USAGE:
+        return EXIT_USAGE
+    return EXIT_UNAVAILABLE if code in UNAVAILABLE else EXIT_FAILED
+
+
+def main() -> None:
+    """Run the command line of this process; never returns."""
+    try:
+        app()
+    except BrokenPipeError:
+        from voiced.daemon.commands.pipes import ends_with_its_reader
+
+        with ends_with_its_reader():
+            raise
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OUR_ERRORS as error:
+        _report(error, exit_status(error.code))
+    except OSError as error:  # a file of the user's, a full disk, an address that is not ours
+        _report(error, EXIT_FAILED)
+
+
+def _report(error: Exception, status: int) -> NoReturn:
+    if os.environ.get("VOICED_DEBUG"):
+        raise error
+    print(f"voiced: {error}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _exit(status: int) -> None:
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    main()

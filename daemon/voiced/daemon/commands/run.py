@@ -1,0 +1,48 @@
+"""`voiced run`: the daemon in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from voiced.daemon import logs
+from voiced.daemon.config import load
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    config_file: Path | None,
+    flags: Mapping[str, tuple[str, Any]],
+    pull: bool,
+    address_file: Path | None,
+) -> int:
+    """Run until SIGTERM or SIGINT; return the exit status.
+
+    Raises:
+        ConfigError: With every problem.
+        BundleError, VadUnavailable: A model is not here; see `pull`.
+        PortInUse, EndpointInUse: Something else, probably another daemon, is there.
+    """
+    loaded = load(file=config_file, flags=flags)
+    settings = loaded.settings
+    logs.configure(settings.logging.level)
+    for problem in loaded.warnings:
+        logger.warning("configuration: %s", problem)
+    logger.info("starting config=%s model=%s", loaded.file or "defaults", settings.engine.model)
+    if pull:
+        from voiced.daemon.commands.model import model_pull
+
+        if code := model_pull(settings.engine.model):
+            return code
+
+    async def serve() -> int:
+        from voiced.daemon.app import Daemon
+
+        return await Daemon(settings, address_file=address_file).run()
+
+    return asyncio.run(serve())
