@@ -1,0 +1,654 @@
+"""The TCP port: HTTP and WebSocket with real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
+
+from voiced.audio.errors import VadUnavailable
+from voiced.audio.front import StreamFront
+from voiced.audio.intake import Intake
+from voiced.daemon.errors import PortInUse
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
+from voiced.daemon.session import SessionSettings
+from voiced.daemon.streams import OpenChain, Streams
+from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
+from voiced.daemon.wire import (
+    AudioParams,
+    Ended,
+    Error,
+    Final,
+    Flush,
+    Ready,
+    ServerMessage,
+    SpeechEnded,
+    SpeechStarted,
+    Start,
+    Stop,
+    VadParams,
+    decode_server,
+    encode,
+)
+from voiced.engine.types import Request, Transcript
+
+START = Start(v=1, audio=AudioParams(), partials=False)
+WORD = silence(0.6) + tone(1.0) + silence(1.4)
+
+
+class Rig:
+    """A server on a free port, with a scripted engine and a bus that only remembers."""
+
+    def __init__(
+        self,
+        *,
+        engine: ScriptedEngine | None = None,
+        max_streams: int = 8,
+        open_chain: OpenChain | None = None,
+        session: SessionSettings | None = None,
+        **options: Any,
+    ) -> None:
+        self.engine = engine or ScriptedEngine()
+        self.metrics = Metrics()
+        self.bus: list[ServerMessage] = []
+        self._changed = asyncio.Event()
+        self.streams = Streams(
+            engine=self.engine,
+            publish=self._publish,
+            open_chain=open_chain or LoudnessChains(),
+            settings=session,
+            max_streams=max_streams,
+            metrics=self.metrics,
+        )
+        self.server = Server(ServerOptions(port=0, **options), self.streams)
+
+    def _publish(self, message: ServerMessage) -> None:
+        self.bus.append(message)
+        self._changed.set()
+
+    async def on_bus(self, condition: Callable[[ServerMessage], bool]) -> ServerMessage:
+        """Wait until a message that fits was published."""
+        while True:
+            self._changed.clear()
+            for message in self.bus:
+                if condition(message):
+                    return message
+            await self._changed.wait()
+
+    def client(self, **options: Any) -> connect:
+        """Connect a WebSocket client."""
+        return connect(
+            f"ws://127.0.0.1:{self.server.port}/v1/stream",
+            **{"compression": None, "proxy": None, "max_size": None, **options},
+        )
+
+    async def get(self, target: str, *, headers: str = "") -> tuple[int, dict[str, str], str]:
+        """Do a plain HTTP request: status, headers, body."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+        await writer.wait_closed()
+        head, _, body = answer.partition("\r\n\r\n")
+        status, *lines = head.split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in lines)
+        return int(status.split()[1]), fields, body
+
+
+def serve(scenario: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
+    """Run a scenario against a server; everything is stopped afterwards."""
+
+    async def run() -> None:
+        rig = Rig(**options)
+        await rig.server.start()
+        try:
+            async with asyncio.timeout(60):
+                await scenario(rig)
+        finally:
+            rig.engine.gate.set()
+            await rig.server.drain(deadline_s=5)
+            await rig.server.close()
+
+    asyncio.run(run())
+
+
+async def send(client: ClientConnection, *messages: Start | Flush | Stop | bytes | str) -> None:
+    for message in messages:
+        data = message if isinstance(message, bytes | str) else encode(message).decode()
+        await client.send(data)
+
+
+async def rest(client: ClientConnection) -> list[ServerMessage]:
+    """Read until the server closes."""
+    messages = []
+    try:
+        while True:
+            messages.append(decode_server(await client.recv()))
+    except ConnectionClosed:
+        return messages
+
+
+async def first(client: ClientConnection) -> ServerMessage:
+    return decode_server(await client.recv())
+
+
+async def started(client: ClientConnection, start: Start = START) -> Ready:
+    """Open a stream and wait until it is accepted."""
+    await send(client, start)
+    ready = await first(client)
+    assert isinstance(ready, Ready)
+    return ready
+
+
+def kinds(messages: list[ServerMessage]) -> list[str]:
+    return [type(message).__name__ for message in messages]
+
+
+# ---- the stream --------------------------------------------------------------------------------
+
+
+def test_a_word_sent_is_a_word_answered() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, START, WORD, Stop())
+            messages = await rest(client)
+        assert kinds(messages) == ["Ready", "SpeechStarted", "SpeechEnded", "Final", "Ended"]
+        assert client.close_code == 1000
+        assert messages == rig.bus
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "channels", "block"),
+    [(16_000, 1, 999), (8_000, 1, 1_601), (48_000, 2, 3_333), (44_100, 1, 701), (16_000, 1, 10**6)],
+)
+def test_any_rate_channels_and_odd_blocks_give_the_same_place(
+    rate_hz: int, channels: int, block: int
+) -> None:
+    def sound(make: Callable[..., bytes], seconds: float) -> bytes:
+        return make(seconds, rate_hz=rate_hz, channels=channels)
+
+    audio = sound(silence, 0.6) + sound(tone, 1.0) + sound(silence, 1.4)
+    start = Start(
+        v=1, audio=AudioParams(rate_hz=rate_hz, channels=channels), stream="mic", partials=False
+    )
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client, start)
+            for offset in range(0, len(audio), block):
+                await client.send(audio[offset : offset + block])
+            await send(client, Stop())
+            messages = await rest(client)
+        (final,) = [message for message in messages if isinstance(message, Final)]
+        assert abs(final.start_ms - 100) <= 40
+        assert abs(final.end_ms - 2_100) <= 40
+        end = messages[-1]
+        assert isinstance(end, Ended)
+        assert abs(end.audio_ms - 3_000) <= 1
+
+    serve(scenario)
+
+
+def test_half_a_sample_at_the_end_is_no_error() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, START, WORD + b"\x01", Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+
+    serve(scenario)
+
+
+def test_minutes_of_silence_sent_fast_are_taken_and_say_nothing() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            for _ in range(18):
+                await client.send(silence(10))
+            await send(client, Stop())
+            messages = await rest(client)
+        assert messages == [Ended(stream=messages[0].stream, audio_ms=180_000, segments=0)]
+
+    serve(scenario)
+
+
+def test_a_client_faster_than_real_time_loses_nothing() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, START, *[WORD] * 20, Stop())
+            messages = await rest(client)
+        assert len([message for message in messages if isinstance(message, Final)]) == 20
+
+    serve(scenario)
+
+
+def test_a_client_that_is_slowed_for_long_is_not_cut() -> None:
+    """Measured: with the library's ping time-out it is, as its pongs wait behind its audio."""
+
+    async def scenario(rig: Rig) -> None:
+        rig.engine.gate.clear()
+        async with rig.client() as client:
+            await started(client)
+            sending = asyncio.create_task(send(client, *[WORD] * 150, Stop()))
+            await rig.on_bus(lambda message: isinstance(message, SpeechEnded))
+            done, _ = await asyncio.wait({sending}, timeout=0.5)  # ten pings
+            assert not done
+            rig.engine.gate.set()
+            messages = await rest(client)
+            await sending
+        assert len([message for message in messages if isinstance(message, Final)]) == 150
+        assert isinstance(messages[-1], Ended)
+
+    serve(scenario, session=SessionSettings(max_backlog_s=1.0), ping_interval_s=0.05, max_queue=1)
+
+
+def test_flush_and_cancel_reach_the_stream() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, START, silence(0.6) + tone(0.8), Flush(), tone(0.8))
+            await send(client, '{"type":"cancel"}')
+            messages = await rest(client)
+        (ended,) = [message for message in messages if isinstance(message, SpeechEnded)]
+        assert ended.reason == "flush"
+        texts = [message.text for message in messages if isinstance(message, Final)]
+        assert len(texts) == 2
+        assert texts.count("") == 1
+        assert client.close_code == 1000
+
+    serve(scenario)
+
+
+def test_a_connection_dropped_mid_word_is_finalised_on_the_bus() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            await send(client, silence(0.6) + tone(1.0))
+            assert isinstance(await first(client), SpeechStarted)
+            client.transport.abort()
+            final = await rig.on_bus(lambda message: isinstance(message, Final))
+            await rig.on_bus(lambda message: isinstance(message, Ended))
+        assert isinstance(final, Final)
+        assert final.text
+
+    serve(scenario)
+
+
+# ---- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([b"\x00\x00"], "not_started"),
+        ([Stop()], "not_started"),
+        (["rubbish"], "bad_message"),
+        (['{"type":"start","v":9,"audio":{}}'], "unsupported_version"),
+        (['{"type":"start","v":1,"audio":{},"x":1}'], "bad_message"),
+        (['{"type":"start","v":1,"audio":{"encoding":"opus"}}'], "bad_message"),
+        ([START, START], "already_started"),
+        ([START, '{"type":"louder"}'], "bad_message"),
+        ([START, " " * 100_000], "too_large"),
+        ([Start(v=1, audio=AudioParams(), language="fr")], "unknown_language"),
+    ],
+)
+def test_a_violation_is_answered_with_its_code_and_the_connection_is_closed(
+    messages: list[Any], code: str
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, *messages)
+            error = (await rest(client))[-1]
+        assert isinstance(error, Error)
+        assert error.code == code
+        assert client.close_code == 1008
+        assert rig.metrics.value("voiced_client_errors_total", code=code) == 1
+
+    serve(scenario)
+
+
+def test_a_violation_mid_word_still_ends_the_segment_on_the_bus() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, START, silence(0.6) + tone(1.0), "rubbish")
+            assert kinds(await rest(client)) == ["Ready", "SpeechStarted", "Error"]
+        await rig.on_bus(lambda message: isinstance(message, Ended))
+        assert kinds(rig.bus)[-4:] == ["Error", "SpeechEnded", "Final", "Ended"]
+
+    serve(scenario)
+
+
+def test_text_that_is_no_utf8_closes_the_connection() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            await client.send(b"\xff\xfe", text=True)
+            await rest(client)
+        assert client.close_code in (1007, 1008)
+
+    serve(scenario)
+
+
+def test_a_message_of_100_mb_is_refused_from_its_header() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            frame = Frame(Opcode.BINARY, b"").serialize(mask=True)
+            length = (100_000_000).to_bytes(8, "big")
+            client.transport.write(frame[:1] + b"\xff" + length + bytes(4) + bytes(1_000))
+            await rest(client)
+        assert client.close_code == 1009
+        await rig.on_bus(lambda message: isinstance(message, Ended))
+        assert rig.metrics.value("voiced_client_errors_total", code="too_large") == 1
+
+    serve(scenario)
+
+
+def test_a_client_that_never_starts_is_closed() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            (error,) = await rest(client)
+        assert isinstance(error, Error)
+        assert error.code == "idle"
+
+    serve(scenario, start_timeout_s=0.05)
+
+
+def test_a_client_that_never_sends_audio_is_closed() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            (error,) = await rest(client)
+        assert isinstance(error, Error)
+        assert error.code == "idle"
+        await rig.on_bus(lambda message: isinstance(message, Ended))
+
+    serve(scenario, idle_timeout_s=0.05)
+
+
+def test_a_connection_without_a_request_is_closed() -> None:
+    async def scenario(rig: Rig) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", rig.server.port)
+        writer.write(b"GET /healthz HTT")
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+
+    serve(scenario, open_timeout_s=0.05)
+
+
+def test_connections_above_the_limit_are_dropped() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.server.port)
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+            await send(client, WORD, Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+
+    serve(scenario, max_connections=1)
+
+
+def long_text(request: Request) -> Transcript:
+    answer = length_as_text(request)
+    return Transcript(
+        segment=answer.segment,
+        revision=answer.revision,
+        text="x" * 200_000,
+        is_final=True,
+        language="en",
+        confidence=1.0,
+    )
+
+
+def test_a_client_that_never_reads_is_closed_and_the_bus_has_its_finals() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as reader:
+            await started(reader, Start(v=1, audio=AudioParams(), stream="reader", partials=False))
+            # max_queue=1 and a small receive buffer: this client soon takes nothing more.
+            deaf_socket = socket.create_connection(("127.0.0.1", rig.server.port))
+            deaf_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            deaf = await rig.client(sock=deaf_socket, max_queue=1, close_timeout=0.1)
+            await send(deaf, Start(v=1, audio=AudioParams(), stream="deaf", partials=False))
+            sending = asyncio.create_task(send(deaf, *[WORD] * 100))
+            error = await rig.on_bus(lambda message: isinstance(message, Error))
+            ended = await rig.on_bus(lambda message: isinstance(message, Ended))
+            await asyncio.wait({sending})
+            sending.exception()
+            deaf.transport.abort()
+            await deaf.wait_closed()
+            await send(reader, WORD, Stop())
+            messages = await rest(reader)
+        assert isinstance(error, Error)
+        assert (error.code, error.stream) == ("slow_client", "deaf")
+        finals = [message for message in rig.bus if isinstance(message, Final)]
+        assert isinstance(ended, Ended)
+        assert len([final for final in finals if final.stream == "deaf"]) == ended.segments
+        assert kinds(messages)[-2:] == ["Final", "Ended"]
+
+    serve(
+        scenario,
+        engine=ScriptedEngine(answer=long_text),
+        outbox_bytes=500_000,
+        send_timeout_s=30.0,
+        close_timeout_s=0.2,
+    )
+
+
+# ---- limits ------------------------------------------------------------------------------------
+
+
+def test_two_streams_with_one_name_do_not_mix() -> None:
+    start = Start(v=1, audio=AudioParams(), stream="desk", partials=False)
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as one, rig.client() as two:
+            await started(one, start)
+            await send(two, start)
+            (error,) = await rest(two)
+            assert isinstance(error, Error)
+            assert error.code == "stream_in_use"
+            assert two.close_code == 1013
+            await send(one, WORD, Stop())
+            assert kinds(await rest(one))[-2:] == ["Final", "Ended"]
+
+    serve(scenario)
+
+
+def test_a_full_daemon_answers_503_before_the_upgrade() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            with pytest.raises(InvalidStatus) as caught:
+                await rig.client()
+            response = caught.value.response
+            assert response.status_code == 503
+            assert response.headers["Retry-After"] == "1"
+            body = json.loads(response.body or b"")
+            assert body["code"] == "busy"
+            assert body["retry_after_ms"] == 1_000
+            assert (await rig.get("/readyz"))[0] == 200
+
+    serve(scenario, max_streams=1)
+
+
+def test_a_stream_is_refused_while_the_engine_is_not_ready() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.engine.ready, rig.engine.reason = False, "warming"
+        with pytest.raises(InvalidStatus) as caught:
+            await rig.client()
+        assert caught.value.response.status_code == 503
+        status, _, body = await rig.get("/readyz")
+        assert status == 503
+        assert json.loads(body)["code"] == "not_ready"
+        assert "warming" in json.loads(body)["reason"]
+        assert (await rig.get("/healthz"))[0] == 200
+
+    serve(scenario)
+
+
+def test_a_detector_that_is_missing_refuses_the_stream_alone() -> None:
+    def open_chain(name: str, start: Start) -> tuple[Intake, StreamFront]:
+        if start.vad.kind == "silero":
+            raise VadUnavailable("silero vad model not found")
+        return LoudnessChains()(name, start)
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await send(client, Start(v=1, audio=AudioParams(), vad=VadParams(kind="silero")))
+            (error,) = await rest(client)
+            assert isinstance(error, Error)
+            assert (error.code, error.message) == ("vad_unavailable", "silero vad model not found")
+        async with rig.client() as client:
+            await started(client)
+
+    serve(scenario, open_chain=open_chain)
+
+
+def test_a_web_page_of_elsewhere_may_not_connect() -> None:
+    async def scenario(rig: Rig) -> None:
+        with pytest.raises(InvalidStatus) as caught:
+            await rig.client(origin="https://evil.example")
+        assert caught.value.response.status_code == 403
+        for origin in ("http://localhost:3000", "https://car.example"):
+            async with rig.client(origin=origin) as client:
+                await started(client)
+
+    serve(scenario, allowed_origins=("https://car.example",))
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        ("http://localhost", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://[::1]:80", True),
+        ("https://car.example", True),
+        ("https://car.example.evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://192.168.0.1", False),
+        ("null", False),
+        ("http://[", False),
+    ],
+)
+def test_origins(origin: str, is_allowed: bool) -> None:
+    assert is_allowed_origin(origin, ("https://car.example",)) is is_allowed
+    assert is_allowed_origin(origin, ("*",))
+
+
+# ---- HTTP --------------------------------------------------------------------------------------
+
+
+def test_health_readiness_metrics_and_the_rest() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.metrics.watch_engine(rig.engine.load)
+        status, headers, body = await rig.get("/healthz?x=1")
+        assert (status, headers["content-type"], json.loads(body)) == (
+            200,
+            "application/json",
+            {"status": "ok"},
+        )
+        status, _, body = await rig.get("/readyz")
+        assert (status, json.loads(body)) == (200, {"ready": True, "bundle": "scripted@0"})
+        async with rig.client() as client:
+            await send(client, START, WORD, Stop())
+            await rest(client)
+        status, headers, body = await rig.get("/metrics")
+        assert status == 200
+        assert headers["content-type"].startswith("text/plain; version=0.0.4")
+        for line in (
+            "voiced_finals_total 1.0",
+            f"voiced_audio_bytes_total {float(len(WORD))}",
+            'voiced_segments_total{reason="silence"} 1.0',
+            "voiced_engine_queued_finals 0.0",
+            "voiced_final_latency_seconds_count 1.0",
+        ):
+            assert line in body.splitlines()
+        status, _, body = await rig.get("/nothing")
+        assert (status, json.loads(body)["code"]) == (404, "not_found")
+        status, _, body = await rig.get("/v1/stream")
+        assert (status, json.loads(body)["code"]) == (426, "upgrade_required")
+
+    serve(scenario)
+
+
+# ---- start and stop ----------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named_with_the_next_step() -> None:
+    async def scenario(rig: Rig) -> None:
+        second = Server(ServerOptions(port=rig.server.port), rig.streams)
+        with pytest.raises(
+            PortInUse, match=rf"port {rig.server.port} .* set another `server.port`"
+        ):
+            await second.start()
+
+    serve(scenario)
+
+
+def test_a_drain_sends_the_last_final_and_ended_and_closes_with_1001() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client, rig.client() as waiting:
+            await started(client)
+            await send(client, silence(0.6) + tone(1.0))
+            assert isinstance(await first(client), SpeechStarted)
+            await rig.server.drain(deadline_s=10)
+            messages = await rest(client)
+            assert kinds(messages) == ["SpeechEnded", "Final", "Ended"]
+            assert isinstance(messages[0], SpeechEnded)
+            assert messages[0].reason == "end_of_stream"
+            assert client.close_code == 1001
+            assert await rest(waiting) == []
+            assert waiting.close_code == 1001
+            with pytest.raises(InvalidStatus):
+                await rig.client()
+            status, _, body = await rig.get("/readyz")
+            assert (status, json.loads(body)["code"]) == (503, "shutting_down")
+            assert (await rig.get("/healthz"))[0] == 200
+
+    serve(scenario)
+
+
+def test_a_silent_client_does_not_hold_up_the_end() -> None:
+    """Measured: the library's own close waits 10 s for it, and the final cannot be sent."""
+
+    async def scenario(rig: Rig) -> None:
+        silent = await rig.client()
+        await started(silent)
+        await send(silent, silence(0.6) + tone(1.0))
+        await rig.on_bus(lambda message: isinstance(message, SpeechStarted))
+        silent.transport.pause_reading()  # type: ignore[attr-defined]
+        _, unsaid = await asyncio.open_connection("127.0.0.1", rig.server.port)
+        async with asyncio.timeout(8):  # the library's own way: 10 s for each of the two
+            await rig.server.drain(deadline_s=5)
+            await rig.server.close()
+        assert kinds(rig.bus)[-3:] == ["SpeechEnded", "Final", "Ended"]
+        silent.transport.abort()
+        await silent.wait_closed()
+        unsaid.close()
+
+    serve(scenario, close_timeout_s=0.1)
+
+
+def test_a_drain_past_its_deadline_fails_what_is_left_and_tells_the_client() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.engine.gate.clear()
+        async with rig.client() as client:
+            await started(client)
+            await send(client, WORD)
+            await rig.on_bus(lambda message: isinstance(message, SpeechEnded))
+            await rig.server.drain(deadline_s=0.05)
+            assert kinds(await rest(client)) == ["SpeechStarted", "SpeechEnded", "Failed", "Ended"]
+
+    serve(scenario)

@@ -1,0 +1,598 @@
+"""One stream: audio in, messages out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from voiced.audio.clock import FakeClock
+from voiced.audio.frames import SegmentEvent, SegmentOpened
+from voiced.audio.front import FrontSettings
+from voiced.daemon.errors import (
+    NotReady,
+    ShuttingDown,
+    StreamBroken,
+    StreamInUse,
+    TooManyStreams,
+    UnknownLanguage,
+)
+from voiced.daemon.metrics import Metrics
+from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.streams import Streams
+from voiced.daemon.testing import (
+    LoudnessChains,
+    ScriptedEngine,
+    length_as_text,
+    silence,
+    tone,
+)
+from voiced.daemon.wire import (
+    AudioParams,
+    Ended,
+    Failed,
+    Final,
+    Intent,
+    Partial,
+    Ready,
+    ServerMessage,
+    SpeechEnded,
+    SpeechStarted,
+    Start,
+    VadParams,
+)
+from voiced.engine.errors import EngineBusy, EngineDead
+from voiced.engine.types import Request, RequestKind, Transcript
+
+START = Start(v=1, audio=AudioParams())
+WORD = silence(0.6) + tone(1.0) + silence(1.4)
+
+
+class Bench:
+    """Streams on a scripted engine, and what they published."""
+
+    def __init__(
+        self,
+        *,
+        engine: ScriptedEngine | None = None,
+        session: SessionSettings | None = None,
+        front: FrontSettings | None = None,
+        max_streams: int = 8,
+    ) -> None:
+        self.engine = engine or ScriptedEngine()
+        self.published: list[ServerMessage] = []
+        self.clock = FakeClock()
+        self.metrics = Metrics()
+        self.streams = Streams(
+            engine=self.engine,
+            publish=self.published.append,
+            open_chain=LoudnessChains(front),
+            settings=session,
+            max_streams=max_streams,
+            metrics=self.metrics,
+            clock=self.clock,
+        )
+
+    def open(self, start: Start = START) -> StreamSession:
+        return self.streams.open(start)
+
+    def of(self, *types: type[ServerMessage]) -> list[ServerMessage]:
+        return [message for message in self.published if isinstance(message, types)]
+
+    def names(self) -> list[str]:
+        return [type(message).__name__ for message in self.published]
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds."""
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("the condition never held")
+
+
+def check_promises(messages: list[ServerMessage]) -> None:
+    """Every segment announced has exactly one last word, and nothing follows it."""
+    started: set[int] = set()
+    over: set[int] = set()
+    revisions: dict[int, int] = {}
+    for message in messages:
+        match message:
+            case SpeechStarted():
+                assert message.segment not in started
+                started.add(message.segment)
+            case Partial() | Final():
+                assert message.segment in started - over
+                assert message.revision == revisions.get(message.segment, 0) + 1
+                revisions[message.segment] = message.revision
+                if isinstance(message, Final):
+                    over.add(message.segment)
+            case Failed():
+                assert message.segment in started - over
+                over.add(message.segment)
+            case SpeechEnded():
+                assert message.segment in started - over
+    assert started == over
+    assert isinstance(messages[0], Ready)
+    assert isinstance(messages[-1], Ended)
+    assert messages[-1].segments == len(started)
+
+
+def test_a_word_is_announced_ended_and_answered_with_its_place() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(), stream="desk", partials=False))
+        await session.feed(WORD)
+        await session.finish()
+        assert bench.names() == ["Ready", "SpeechStarted", "SpeechEnded", "Final", "Ended"]
+        check_promises(bench.published)
+        ready, started, ended, final, end = bench.published
+        assert ready == Ready(stream="desk", bundle="scripted@0", rate_hz=16_000)
+        assert isinstance(started, SpeechStarted)
+        assert isinstance(ended, SpeechEnded)
+        assert isinstance(final, Final)
+        assert abs(started.start_ms - 100) <= 40  # the tone begins at 600, padded by 500
+        assert abs(ended.end_ms - 2_100) <= 40
+        assert ended.reason == "silence"
+        assert (final.start_ms, final.end_ms) == (ended.start_ms, ended.end_ms)
+        assert end == Ended(stream="desk", audio_ms=3_000, segments=1)
+
+    run(scenario)
+
+
+def test_latency_counts_from_the_arrival_of_the_segments_last_audio() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        bench.engine.gate.clear()
+        for offset in range(0, len(WORD), 640):
+            await session.feed(WORD[offset : offset + 640])
+            bench.clock.advance_ms(20)
+        bench.clock.advance_ms(1_000)
+        bench.engine.gate.set()
+        await session.finish()
+        (final,) = bench.of(Final)
+        assert isinstance(final, Final)
+        arrived_ms = -(-final.end_ms // 20) * 20 - 20
+        assert final.latency_ms == 3_000 + 1_000 - arrived_ms
+
+    run(scenario)
+
+
+def test_partials_grow_until_the_final_and_never_after() -> None:
+    async def scenario() -> None:
+        bench = Bench(front=FrontSettings(grown_ms=200))
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        check_promises(bench.published)
+        assert len(bench.of(Partial)) >= 2
+        assert bench.metrics.value("voiced_partials_total") == len(bench.of(Partial))
+
+    run(scenario)
+
+
+def test_no_partial_is_asked_for_while_finals_wait() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.engine.queued_finals = 1
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        assert [request.kind for request in bench.engine.requests] == [RequestKind.FINAL]
+        dropped = bench.metrics.value("voiced_partials_dropped_total", reason="finals_waiting")
+        assert dropped >= 1
+
+    run(scenario)
+
+
+def test_a_client_that_wants_no_partials_gets_none() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD)
+        await session.finish()
+        assert [request.kind for request in bench.engine.requests] == [RequestKind.FINAL]
+
+    run(scenario)
+
+
+def test_a_partial_that_fails_costs_only_itself() -> None:
+    def answer(request: Request) -> Transcript:
+        if request.kind is RequestKind.PARTIAL:
+            raise EngineBusy(100)
+        return length_as_text(request)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        check_promises(bench.published)
+        assert len(bench.of(Final)) == 1
+        assert bench.of(Partial) == []
+
+    run(scenario)
+
+
+def test_an_engine_error_becomes_failed_with_its_code() -> None:
+    def answer(_: Request) -> Transcript:
+        raise EngineDead("worker died twice")
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        check_promises(bench.published)
+        (failed,) = bench.of(Failed)
+        assert isinstance(failed, Failed)
+        assert (failed.code, failed.message) == ("engine_dead", "worker died twice")
+
+    run(scenario)
+
+
+def test_a_fault_in_the_engine_call_is_answered_with_the_code_alone() -> None:
+    def answer(_: Request) -> Transcript:
+        raise KeyError("secret")
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        check_promises(bench.published)
+        (failed,) = bench.of(Failed)
+        assert isinstance(failed, Failed)
+        assert failed.code == "internal"
+        assert "secret" not in failed.message
+
+    run(scenario)
+
+
+def test_a_busy_engine_is_asked_again_for_a_final() -> None:
+    refusals = iter([EngineBusy(1), EngineBusy(1)])
+
+    def answer(request: Request) -> Transcript:
+        refusal = next(refusals, None)
+        if refusal is not None:
+            raise refusal
+        return length_as_text(request)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD)
+        await session.finish()
+        check_promises(bench.published)
+        assert len(bench.of(Final)) == 1
+
+    run(scenario)
+
+
+def test_an_engine_that_stays_busy_past_the_deadline_fails_the_segment() -> None:
+    def answer(_: Request) -> Transcript:
+        raise EngineBusy(retry_after_ms=120_000)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD)
+        await session.finish()
+        (failed,) = bench.of(Failed)
+        assert isinstance(failed, Failed)
+        assert failed.code == "busy"
+
+    run(scenario)
+
+
+def test_flush_closes_the_open_segment_and_the_stream_goes_on() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(silence(0.6) + tone(1.0))
+        session.flush()
+        await session.feed(tone(1.0))
+        await session.finish()
+        check_promises(bench.published)
+        reasons = [
+            ended.reason for ended in bench.of(SpeechEnded) if isinstance(ended, SpeechEnded)
+        ]
+        assert reasons == ["flush", "end_of_stream"]
+
+    run(scenario)
+
+
+def test_cancel_gives_the_open_segment_an_empty_final() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(silence(0.6) + tone(1.0))
+        await session.cancel()
+        check_promises(bench.published)
+        (final,) = bench.of(Final)
+        assert isinstance(final, Final)
+        assert (final.text, final.language) == ("", "und")
+        assert bench.engine.requests == []
+
+    run(scenario)
+
+
+def test_a_source_that_is_gone_still_gets_its_last_word_on_the_bus_alone() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        sent: list[ServerMessage] = []
+        session = bench.streams.open(START, send=sent.append)
+        await session.feed(silence(0.6) + tone(1.0))
+        before = len(sent)
+        await session.abort()
+        check_promises(bench.published)
+        assert len(bench.of(Final)) == 1
+        assert len(sent) == before
+
+    run(scenario)
+
+
+def test_lost_audio_moves_the_clock_and_is_reported() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(rate_hz=48_000, channels=2)))
+        await session.feed(tone(1.0, rate_hz=48_000, channels=2))
+        session.lost(48_000)
+        await session.feed(tone(1.0, rate_hz=48_000, channels=2))
+        await session.finish()
+        check_promises(bench.published)
+        ended = bench.published[-1]
+        assert isinstance(ended, Ended)
+        assert (ended.audio_ms, ended.lost_ms) == (3_000, 1_000)
+        gap = bench.of(SpeechEnded)[0]
+        assert isinstance(gap, SpeechEnded)
+        assert gap.reason == "gap"
+
+    run(scenario)
+
+
+def test_a_source_faster_than_the_engine_is_slowed_not_dropped() -> None:
+    async def scenario() -> None:
+        bench = Bench(session=SessionSettings(max_backlog_s=3.0))
+        bench.engine.gate.clear()
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        feeding = asyncio.create_task(session.feed(WORD * 10))
+        await until(lambda: len(bench.engine.requests) == 2)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not feeding.done()
+        assert len(bench.engine.requests) == 2  # 2 x 2 s are more than 3 s
+        bench.engine.gate.set()
+        await feeding
+        await session.finish()
+        check_promises(bench.published)
+        assert len(bench.of(Final)) == 10
+
+    run(scenario)
+
+
+def test_the_end_frees_a_source_that_waits() -> None:
+    async def scenario() -> None:
+        bench = Bench(session=SessionSettings(max_backlog_s=0.0))
+        bench.engine.gate.clear()
+        session = bench.open()
+        feeding = asyncio.create_task(session.feed(WORD * 5))
+        await until(lambda: bench.of(SpeechEnded) != [])
+        finishing = asyncio.create_task(session.finish())
+        await feeding
+        bench.engine.gate.set()
+        await finishing
+        check_promises(bench.published)
+
+    run(scenario)
+
+
+def test_out_of_time_what_is_open_fails_and_the_stream_still_ends() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.engine.gate.clear()
+        session = bench.open()
+        await session.feed(WORD + tone(1.0))
+        await session.abandon()
+        check_promises(bench.published)
+        codes = [failed.code for failed in bench.of(Failed) if isinstance(failed, Failed)]
+        assert codes == ["shutting_down", "shutting_down"]
+
+    run(scenario)
+
+
+def test_a_fault_in_the_audio_chain_ends_its_stream_and_answers_what_was_open() -> None:
+    class Broken:
+        def feed(self, _: object) -> list[SegmentEvent]:
+            if not self.is_open:
+                self.is_open = True
+                return [SegmentOpened(7, 0)]
+            raise ZeroDivisionError
+
+        is_open = False
+
+    async def scenario() -> None:
+        bench = Bench()
+        intake, _ = LoudnessChains()("s", START)
+        session = StreamSession(
+            "s",
+            intake=intake,
+            front=Broken(),  # type: ignore[arg-type]
+            engine=bench.engine,
+            publish=bench.published.append,
+        )
+        await session.feed(silence(0.1))
+        with pytest.raises(StreamBroken):
+            await session.feed(silence(0.1))
+        await session.finish()
+        check_promises(bench.published)
+        assert bench.names() == ["Ready", "SpeechStarted", "Failed", "Ended"]
+
+    run(scenario)
+
+
+def test_minutes_of_silence_say_nothing() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(silence(180))
+        await session.finish()
+        assert bench.names() == ["Ready", "Ended"]
+
+    run(scenario)
+
+
+def test_a_stream_ends_once_however_often_it_is_told() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(WORD)
+        await asyncio.gather(session.finish(), session.abort(), session.cancel())
+        await session.feed(WORD)
+        session.flush()
+        check_promises(bench.published)
+        assert len(bench.streams) == 0
+
+    run(scenario)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["tone", "silence", "short", "flush", "lost", "yield", "busy", "free"]),
+        max_size=25,
+    ),
+    st.sampled_from(["finish", "cancel", "abort", "abandon"]),
+    st.integers(0, 2),
+)
+def test_every_segment_has_one_last_word_whatever_happens(
+    steps: list[str], end: str, failures: int
+) -> None:
+    def answer(request: Request) -> Transcript:
+        if request.segment.id % 3 < failures:
+            raise EngineDead("gone")
+        return length_as_text(request)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer))
+        session = bench.open(Start(v=1, audio=AudioParams(), vad=VadParams(max_segment_s=2)))
+        for step in steps:
+            match step:
+                case "tone":
+                    await session.feed(tone(0.7))
+                case "silence":
+                    await session.feed(silence(0.7))
+                case "short":
+                    await session.feed(tone(0.06))
+                case "flush":
+                    session.flush()
+                case "lost":
+                    session.lost(16_000)
+                case "busy":
+                    bench.engine.gate.clear()
+                case "free":
+                    bench.engine.gate.set()
+                case _:
+                    await asyncio.sleep(0)
+        ending = asyncio.create_task(getattr(session, end)())
+        await asyncio.sleep(0)
+        bench.engine.gate.set()
+        await ending
+        check_promises(bench.published)
+
+    run(scenario)
+
+
+def test_a_name_in_use_is_refused_until_its_stream_has_ended() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        desk = Start(v=1, audio=AudioParams(), stream="desk")
+        first = bench.open(desk)
+        with pytest.raises(StreamInUse) as caught:
+            bench.open(desk)
+        assert caught.value.retry_after_ms is None
+        await first.feed(WORD)
+        bench.engine.gate.clear()
+        ending = asyncio.create_task(first.finish())
+        await asyncio.sleep(0)
+        with pytest.raises(StreamInUse) as caught:
+            bench.open(desk)
+        assert caught.value.retry_after_ms is not None
+        bench.engine.gate.set()
+        await ending
+        await bench.open(desk).finish()
+
+    run(scenario)
+
+
+def test_streams_without_a_name_get_different_ones() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        taken = bench.open(Start(v=1, audio=AudioParams(), stream="s1"))
+        sessions = [taken, bench.open(), bench.open()]
+        assert len({session.name for session in sessions}) == 3
+        await bench.streams.drain(deadline_s=10)
+
+    run(scenario)
+
+
+def test_streams_are_refused_with_the_reason() -> None:
+    async def scenario() -> None:
+        bench = Bench(max_streams=1)
+        bench.engine.ready, bench.engine.reason = False, "warming gear 1x400"
+        with pytest.raises(NotReady, match="warming gear 1x400"):
+            bench.open()
+        bench.engine.ready = True
+        with pytest.raises(UnknownLanguage, match=r"'fr'.*en, zh"):
+            bench.open(Start(v=1, audio=AudioParams(), language="fr"))
+        session = bench.open()
+        with pytest.raises(TooManyStreams):
+            bench.open()
+        await bench.streams.drain(deadline_s=10)
+        assert session.is_ending
+        with pytest.raises(ShuttingDown):
+            bench.open()
+        assert bench.metrics.value("voiced_streams_refused_total", code="busy") == 1
+
+    run(scenario)
+
+
+def test_a_drain_past_its_deadline_fails_what_is_left() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.engine.gate.clear()
+        await bench.open().feed(WORD)
+        await bench.streams.drain(deadline_s=0.01)
+        check_promises(bench.published)
+        assert len(bench.of(Failed)) == 1
+        assert bench.metrics.value("voiced_streams_open") == 0
+
+    run(scenario)
+
+
+def test_an_intent_reaches_the_client_of_its_stream() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        sent: list[ServerMessage] = []
+        name = bench.streams.open(START, send=sent.append).name
+        intent = Intent(stream=name, segment=1, name="n", slots={}, text="t", confidence=1.0)
+        bench.streams.deliver(intent)
+        assert sent[-1] == intent
+        await bench.streams.drain(deadline_s=10)
+        bench.streams.deliver(intent)
+        assert isinstance(sent[-1], Ended)
+
+    run(scenario)
