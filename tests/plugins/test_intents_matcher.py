@@ -298,51 +298,55 @@ He gave me a call yesterday. | Call me Ishmael. | The call was very long.
 Turn left at the next light. | Turn on the living room lamp. | Turn around and look at me.
 Can you turn off the lights in the bedroom? | The volume of the box is two liters.
 We drove home in silence. | There's no place like home. | Home is where the heart is.
-I went to work by bike today. | She works at the office downtown. | Take me to your leader, he said.
-It drives me crazy. | The temperature dropped to minus five last night. | It was twenty degrees outside.
+I went to work by bike today. | She works at the office downtown.
+Take me to your leader, he said. | It drives me crazy.
+The temperature dropped to minus five last night. | It was twenty degrees outside.
 The air in the city is terrible. | Set the table for dinner, please. | Set your mind at ease.
 Stop it. | Stop talking. | Start over. | Let's start the meeting. | Go ahead. | Keep going.
-What's next? | The next train leaves at nine. | I lost the previous version. | Skip breakfast if you can.
-The singer was mute with fear. | Open your book at page twenty. | Open your eyes.
-Close your mouth. | Close to the river there is a mill. | Lock and load. | He locked himself in.
-The doors of the church were open. | Pop goes the weasel. | Boot the computer.
-I'm happy. | I'm tired. | I am hungry. | It's raining. | It's late. | It's too expensive.
-Hot coffee is better than cold tea. | He was cold and wet. | Warm regards from Berlin.
-Find out what happened. | Find a way to do it. | Where is my phone? | Where are the kids?
-The nearest star is four light years away. | Is there any milk left? | I need a break. | I need you.
-Answer my question. | The answer is forty two. | Pick up the kids at three. | Pick a card.
-Reject the proposal. | Ignore him. | The meeting ended at five. | Hang in there. | Hang on a second.
-How do I get to know her? | How do we get rid of this? | Show me what you've got. | Show me the money.
+What's next? | The next train leaves at nine. | I lost the previous version.
+Skip breakfast if you can. | The singer was mute with fear. | Open your book at page twenty.
+Open your eyes. | Close your mouth. | Close to the river there is a mill. | Lock and load.
+He locked himself in. | The doors of the church were open. | Pop goes the weasel.
+Boot the computer. | I'm happy. | I'm tired. | I am hungry. | It's raining. | It's late.
+It's too expensive. | Hot coffee is better than cold tea. | He was cold and wet.
+Warm regards from Berlin. | Find out what happened. | Find a way to do it. | Where is my phone?
+Where are the kids? | The nearest star is four light years away. | Is there any milk left?
+I need a break. | I need you. | Answer my question. | The answer is forty two.
+Pick up the kids at three. | Pick a card. | Reject the proposal. | Ignore him.
+The meeting ended at five. | Hang in there. | Hang on a second. | How do I get to know her?
+How do we get rid of this? | Show me what you've got. | Show me the money.
 Directions were unclear. | Guide me through the process. | Bring me a cup of tea.
-Raise your hand if you know. | Lower your expectations. | Increase your savings. | Reduce the price.
-We listen to the teacher. | Listen to me. | Listen to your heart. | Put on your coat. | Put on a smile.
-Continue with the lesson. | Resume the negotiations. | Music is the food of love. | That's my favorite song.
-Louder than bombs. | The quiet American. | Fan mail arrives every day. | Clear the table.
-The seat next to me is empty. | Take a seat. | Heat the oven to two hundred degrees. | The boat sank.
-Ring the bell. | Ring the changes. | Phone calls are expensive. | Dial M for murder. | Give it a try.
-Give me a break. | Give peace a chance. | Switch to plan B. | Tune the guitar. | Change your mind.
-Make it happen. | Make it quick. | Make yourself at home. | Cancel the order. | End of story.
+Raise your hand if you know. | Lower your expectations. | Increase your savings.
+Reduce the price. | We listen to the teacher. | Listen to me. | Listen to your heart.
+Put on your coat. | Put on a smile. | Continue with the lesson. | Resume the negotiations.
+Music is the food of love. | That's my favorite song. | Louder than bombs. | The quiet American.
+Fan mail arrives every day. | Clear the table. | The seat next to me is empty. | Take a seat.
+Heat the oven to two hundred degrees. | The boat sank. | Ring the bell. | Ring the changes.
+Phone calls are expensive. | Dial M for murder. | Give it a try. | Give me a break.
+Give peace a chance. | Switch to plan B. | Tune the guitar. | Change your mind. | Make it happen.
+Make it quick. | Make yourself at home. | Cancel the order. | End of story.
 """
 
 ORDINARY_MANDARIN = """
 大家早上好 | 你今天怎么样 | 现在几点了 | 今天天气不错 | 我觉得我们明天应该早点出发
 她说窗户开了一整夜 | 他关上门走了 | 我哥哥上周买了一辆新车 | 厨房里的收音机坏了
-孩子们在公园里踢足球 | 我一会儿给你打电话 | 他昨天给我打了电话 | 这个电话打了很久
-前面路口左转 | 打开客厅的灯 | 把卧室的灯关掉 | 这个箱子的体积是两升 | 我们开车回了家
-没有什么地方比得上家 | 我今天骑车去上班了 | 她在市中心的公司工作 | 昨晚气温降到零下五度
-外面只有二十度左右 | 城市里的空气很差 | 请摆好餐具准备吃饭 | 别说话 | 我们开始开会吧 | 继续努力
-下一步怎么办 | 下一班火车九点开 | 我把上一个版本弄丢了 | 翻到第二十页 | 睁开眼睛 | 闭上嘴
-河边有一座磨坊 | 教堂的门开着 | 我很高兴 | 我累了 | 我饿了 | 下雨了 | 太晚了 | 太贵了
-热咖啡比冷茶好 | 他又冷又湿 | 找到解决办法 | 我的手机在哪 | 孩子们在哪里 | 还有牛奶吗 | 我需要休息
-回答我的问题 | 答案是四十二 | 三点去接孩子 | 拒绝这个提议 | 别理他 | 会议五点结束 | 坚持一下
-你是怎么认识她的 | 给我看看你的本事 | 这条路线不清楚 | 给我来杯茶 | 知道的请举手 | 降低你的期望
-听老师讲课 | 听我说 | 穿上外套 | 继续上课 | 音乐是爱情的食粮 | 这是我最喜欢的歌 | 清理桌子
-我旁边的座位是空的 | 请坐 | 把烤箱加热到两百度 | 船沉了 | 电话费很贵 | 试试看 | 改变主意
-取消订单 | 故事结束了 | 播放量超过一百万 | 打开课本 | 打开心扉 | 去年冬天很冷 | 去过北京的人都说好
-我要去上课了 | 我想去看电影 | 我们去吃饭 | 到时候再说 | 给他一个机会 | 听说他要结婚了 | 放下手里的东西
-联系实际学习理论 | 呼叫中心的员工很辛苦 | 空调市场竞争激烈 | 车门旁边站着一个人 | 导航系统的价格下降了
-静音室的建设费用很高 | 解锁新技能 | 换一个角度看问题 | 停车费太贵了 | 附近的居民都来了 | 大声喧哗是不礼貌的
-电台主持人很有名 | 音量的大小由物理决定 | 风速达到每秒三十米 | 他的声音很好听 | 座椅的设计很舒服
+孩子们在公园里踢足球 | 我一会儿给你打电话 | 他昨天给我打了电话 | 这个电话打了很久 | 前面路口左转
+打开客厅的灯 | 把卧室的灯关掉 | 这个箱子的体积是两升 | 我们开车回了家 | 没有什么地方比得上家
+我今天骑车去上班了 | 她在市中心的公司工作 | 昨晚气温降到零下五度 | 外面只有二十度左右
+城市里的空气很差 | 请摆好餐具准备吃饭 | 别说话 | 我们开始开会吧 | 继续努力 | 下一步怎么办
+下一班火车九点开 | 我把上一个版本弄丢了 | 翻到第二十页 | 睁开眼睛 | 闭上嘴 | 河边有一座磨坊
+教堂的门开着 | 我很高兴 | 我累了 | 我饿了 | 下雨了 | 太晚了 | 太贵了 | 热咖啡比冷茶好 | 他又冷又湿
+找到解决办法 | 我的手机在哪 | 孩子们在哪里 | 还有牛奶吗 | 我需要休息 | 回答我的问题 | 答案是四十二
+三点去接孩子 | 拒绝这个提议 | 别理他 | 会议五点结束 | 坚持一下 | 你是怎么认识她的
+给我看看你的本事 | 这条路线不清楚 | 给我来杯茶 | 知道的请举手 | 降低你的期望 | 听老师讲课 | 听我说
+穿上外套 | 继续上课 | 音乐是爱情的食粮 | 这是我最喜欢的歌 | 清理桌子 | 我旁边的座位是空的 | 请坐
+把烤箱加热到两百度 | 船沉了 | 电话费很贵 | 试试看 | 改变主意 | 取消订单 | 故事结束了
+播放量超过一百万 | 打开课本 | 打开心扉 | 去年冬天很冷 | 去过北京的人都说好 | 我要去上课了
+我想去看电影 | 我们去吃饭 | 到时候再说 | 给他一个机会 | 听说他要结婚了 | 放下手里的东西
+联系实际学习理论 | 呼叫中心的员工很辛苦 | 空调市场竞争激烈 | 车门旁边站着一个人
+导航系统的价格下降了 | 静音室的建设费用很高 | 解锁新技能 | 换一个角度看问题 | 停车费太贵了
+附近的居民都来了 | 大声喧哗是不礼貌的 | 电台主持人很有名 | 音量的大小由物理决定
+风速达到每秒三十米 | 他的声音很好听 | 座椅的设计很舒服
 """
 
 COMMANDS_IN_THE_RECORDINGS = {"play the beatles", "想听歌曲去大理", "想听歌曲小鸡小鸡",
@@ -423,10 +427,9 @@ def test_confidence_falls_with_the_distance_from_the_template() -> None:
     as_written = confidence("close the window")
     polite = confidence("could you please close the window")
     hesitant = confidence("close um the window")
-    misheard = confidence("close the vindow".replace("v", "w") + "s")
-    misspelt = confidence("cloze the window")
-    assert as_written == misheard == 1.0  # `windows` is a sentence of its own
-    assert 1.0 > polite > hesitant > misspelt > 0.5
+    misheard = confidence("cloze the window")
+    assert as_written == 1.0
+    assert 1.0 > polite > hesitant > misheard > 0.5
 
 
 def test_a_sentence_with_open_text_is_less_certain_than_a_closed_one() -> None:

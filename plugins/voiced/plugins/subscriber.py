@@ -199,8 +199,7 @@ class BusSubscriber:
                 wake_at_s.append(deadline_s)
             # One millisecond more: poll counts whole ones and would spin on the rest.
             wait_ms = int((min(wake_at_s) - now_s) * 1000) + 1 if wake_at_s else None
-            self._poller.poll(wait_ms)
-            if self._wake_read in dict(self._poller.poll(0)):
+            if self._wake_read.fileno() in dict(self._poller.poll(wait_ms)):
                 self._interrupted = True
         return None
 

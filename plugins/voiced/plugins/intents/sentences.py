@@ -49,7 +49,10 @@ class Guard:
         return (
             not padded.startswith(tuple(f"{edge}{each}{edge}" for each in self.not_start))
             and not any(f"{edge}{each}{edge}" in padded for each in self.not_contain)
-            and (not self.must_end or padded.endswith(tuple(f"{e}{edge}" for e in self.must_end)))
+            and (
+                not self.must_end
+                or padded.endswith(tuple(f"{edge}{e}{edge}" for e in self.must_end))
+            )
         )
 
 
