@@ -67,9 +67,9 @@ def fake_build_whisper(
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty model folder, and the registry with small stand-ins for the two models."""
     monkeypatch.setenv("VOICED_MODEL_DIR", str(tmp_path / "models"))
-    whisper = types.ModuleType("voiced.engine.build.whisper")
+    whisper = types.ModuleType("voiced.engine.build.whisper_bundle")
     whisper.build_whisper = fake_build_whisper  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "voiced.engine.build.whisper", whisper)
+    monkeypatch.setitem(sys.modules, "voiced.engine.build.whisper_bundle", whisper)
     for name, digest in (
         ("whisper-base", WEIGHTS_SHA256),
         ("silero-vad", hashlib.sha256(ONNX).hexdigest()),
@@ -265,6 +265,22 @@ def test_an_unknown_model_is_wrong_use(models: Path, capsys: pytest.CaptureFixtu
     assert command.model_build("parrot") == 2
     assert command.model_pull("parrot") == 2
     assert "'parrot', expected one of: whisper-base, silero-vad" in capsys.readouterr().err
+
+
+def test_a_bundle_of_ones_own_is_taken_as_it_is_by_name_or_path(
+    models: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.model_pull("whisper-base", files) == 0
+    (models / "whisper-base").rename(models / "mine")
+    capsys.readouterr()
+    assert command.model_pull("mine") == 0
+    assert command.model_pull(str(models / "mine")) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(models / "mine"), str(models / "silero-vad")] * 2
+    assert "--force" not in err.splitlines()[0]
+    assert command.model_build("mine", force=True) == 2
+    (models / "mine" / "step.onnx").unlink()
+    assert command.model_pull("mine") == 2
 
 
 def test_list_tells_what_can_be_had_what_is_here_and_what_is_damaged(

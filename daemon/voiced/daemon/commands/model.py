@@ -62,19 +62,20 @@ def model_build(
 ) -> int:
     """Build one model's bundle, from the package index or from files in `from_dir`.
 
-    Prints the bundle's folder. A valid bundle stays, unless `force`.
+    Prints the bundle's folder. A valid bundle stays, unless `force`; that may also be one of the
+    user's own, by name or path, which could not be built here.
     """
     from voiced.engine.build import build_model
     from voiced.engine.build.sources import MODELS
     from voiced.engine.errors import EngineError
 
-    if name not in MODELS:
-        return _usage(f"no model is known as {name!r}, expected one of: {', '.join(MODELS)}")
     present = None if force else _valid_bundle(name)
     if present is not None:
-        _say(f"{present.id} is already built; --force builds it again")
+        _say(f"{present.id} is already built" + "; --force builds it again" * (name in MODELS))
         print(present.root)
         return OK
+    if name not in MODELS:
+        return _usage(f"no model is known as {name!r}, expected one of: {', '.join(MODELS)}")
     try:
         with _terminated_like_interrupted(), _progress() as progress:
             path = build_model(
