@@ -2,13 +2,13 @@
 
 English prefers the `whisper-normalizer` package (group `peers`), the normaliser that published
 Whisper figures use; without it a small one of our own covers case, punctuation, contractions,
-fillers and numbers. Mandarin: simplified script (through `opencc`, same group; without it texts
-are taken to be simplified already), no punctuation, Arabic digits read out as numerals. A report
-names the normaliser it used: figures of different normalisers are not comparable.
+fillers and numbers. Mandarin: simplified script (`opencc`), no punctuation, Arabic digits read out
+as numerals. A report names the normaliser it used: figures of different ones are not comparable.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 import warnings
@@ -24,46 +24,38 @@ class Normaliser:
     """Splits a text into its scored units."""
 
     name: str
-    """What it is made of, for the report."""
+    """The English rules, for the report."""
     english: TextRule
-    to_simplified: TextRule
 
     def units(self, text: str, language: str) -> list[str]:
         """Return characters for Mandarin, words for every other language."""
         if language == "zh":
-            return mandarin_characters(self.to_simplified(text))
+            return mandarin_characters(_simplifier()(text))
         return self.english(text).split()
 
 
 def best_normaliser() -> Normaliser:
-    """Return the kept libraries where they are installed, our own rules for the rest."""
-    english_name, english = _english_rule()
-    script_name, to_simplified = _script_rule()
-    return Normaliser(f"{english_name}; {script_name}", english, to_simplified)
-
-
-def builtin_normaliser() -> Normaliser:
-    """Return our own rules only."""
-    return Normaliser("built-in English; script as written", english_words, str)
-
-
-def _english_rule() -> tuple[str, TextRule]:
+    """Return the normaliser of published figures where it is installed, else our own."""
     try:
         with warnings.catch_warnings():
             # 0.1.15 has an invalid escape in a docstring.
             warnings.simplefilter("ignore")
             from whisper_normalizer.english import EnglishTextNormalizer
     except ModuleNotFoundError:
-        return "built-in English", english_words
-    return "whisper-normalizer", cast(TextRule, EnglishTextNormalizer())
+        return builtin_normaliser()
+    return Normaliser("whisper-normalizer", cast(TextRule, EnglishTextNormalizer()))
 
 
-def _script_rule() -> tuple[str, TextRule]:
-    try:
-        from opencc import OpenCC  # type: ignore[import-untyped,import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return "script as written", str
-    return "opencc t2s", cast(TextRule, OpenCC("t2s").convert)
+def builtin_normaliser() -> Normaliser:
+    """Return our own rules for English."""
+    return Normaliser("built-in", english_words)
+
+
+@functools.cache
+def _simplifier() -> TextRule:
+    from opencc import OpenCC
+
+    return cast(TextRule, OpenCC("t2s").convert)
 
 
 # ---- English -----------------------------------------------------------------------------------
