@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +150,16 @@ def test_the_plugin_publishes_what_a_final_means(bus: FakeBus) -> None:
         (intent,) = bus.intents()
     assert (intent.name, intent.slots, intent.stream) == ("OpenSunroof", {}, "mic")
     assert (intent.text, intent.segment, intent.plugin) == ("打开天窗", 3, "intents")
+
+
+def test_the_guide_lists_every_intent_and_its_example_loads(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
+    listed = set(re.findall(r"`([A-Z]\w+)(?:\{[^`]*\})?`", guide.partition("## Intents")[2]))
+    sets = load_sentences()
+    assert set(sets["en"].intents.intents) <= listed
+    example = re.search(r"```yaml\n(.*?)```", guide, re.DOTALL)
+    assert example is not None
+    (tmp_path / "example.yaml").write_text(example[1])
+    found = Matcher(load_sentences(tmp_path)).match("My dear, I'd like a coffee", "en")
+    assert found is not None
+    assert found.name == "MakeCoffee"
