@@ -57,8 +57,11 @@ class FakeSoundDevice:
         self.on_start: Callable[[FakeStream], None] = FakeStream.deliver
         self.refuse: Callable[[dict[str, Any]], PortAudioError | None] = lambda _: None
         self.streams: list[FakeStream] = []
+        self.has_opened = threading.Event()
+        self.may_list = threading.Event()
         self.may_open = threading.Event()
         self.may_abort = threading.Event()
+        self.may_list.set()
         self.may_open.set()
         self.may_abort.set()
         self.initialised = 1
@@ -68,6 +71,7 @@ class FakeSoundDevice:
         return ({"name": "ALSA"},)
 
     def query_devices(self) -> Iterator[dict[str, Any]]:
+        self.may_list.wait(60)
         inputs = [(name, self.channels) for name in self.names]
         for name, channels in [*inputs, ("loudspeaker", 0)]:
             yield {
@@ -83,6 +87,7 @@ class FakeSoundDevice:
         if error := self.refuse(settings):
             raise error
         self.streams.append(FakeStream(self, **settings))
+        self.has_opened.set()
         return self.streams[-1]
 
     def _initialize(self) -> None:

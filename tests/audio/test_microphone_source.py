@@ -112,6 +112,13 @@ def test_devices_that_only_play_are_not_listed(system: FakeSoundDevice) -> None:
     assert (found[0].host_api, found[0].channels, found[0].rate_hz) == ("ALSA", 2, 48_000)
 
 
+def test_a_list_that_does_not_come_is_not_waited_for(system: FakeSoundDevice) -> None:
+    system.may_list.clear()
+    with pytest.raises(MicrophoneError, match=r"does not answer within 0\.05 s"):
+        list_devices(timeout_s=0.05)
+    system.may_list.set()
+
+
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [(None, "USB Mic"), (2, "pulse"), ("usb mic", "USB Mic"), ("head", "Headset")],
@@ -220,7 +227,7 @@ def test_blocks_arrive_as_they_were_recorded(system: FakeSoundDevice, listen: Li
             stream.deliver(pcm)
 
     system.on_start = play
-    events = listen(Microphone(recovery=PATIENT))
+    events = listen(Microphone(block_ms=20, recovery=PATIENT))
     assert isinstance(next(events), Opened)
     assert [next(events) for _ in sent] == [Block(pcm) for pcm in sent]
 
@@ -237,7 +244,7 @@ def test_an_overflow_is_a_gap_as_long_as_the_clock_says(
         stream.deliver(overflow=True)
 
     system.on_start = play
-    events = listen(Microphone(recovery=PATIENT, clock=clock))
+    events = listen(Microphone(block_ms=20, recovery=PATIENT, clock=clock))
     shown = [next(events) for _ in range(6)][1:]
     assert [event for event in shown if isinstance(event, Lost)] == [
         Lost(1600, LostBy.OVERFLOW),  # 120 ms less the block of 20 ms
@@ -254,7 +261,7 @@ def test_a_slow_reader_loses_the_oldest_blocks_and_sees_how_many(
             stream.deliver(bytes([number + 1]) * 640)
 
     system.on_start = play
-    events = listen(Microphone(buffer_ms=100, recovery=PATIENT))
+    events = listen(Microphone(block_ms=20, buffer_ms=100, recovery=PATIENT))
     shown = [next(events) for _ in range(7)]
     assert shown[1] == Lost(5 * 320, LostBy.SLOW_READER)
     assert [event.pcm[0] for event in shown if isinstance(event, Block)] == [6, 7, 8, 9, 10]
@@ -269,7 +276,7 @@ def test_zeros_are_reported_once_per_run(system: FakeSoundDevice, listen: Listen
 
     system.on_start = play
     recovery = Recovery(first_block_s=DEADLINE_S, watchdog_s=DEADLINE_S, silent_s=0.1)
-    events = listen(Microphone(recovery=recovery))
+    events = listen(Microphone(block_ms=20, recovery=recovery))
     shown = [next(events) for _ in range(1 + 15 + 2)]
     assert [index for index, event in enumerate(shown) if isinstance(event, Silent)] == [6, 16]
 
@@ -313,7 +320,7 @@ def test_time_away_is_put_on_the_sample_clock(system: FakeSoundDevice, listen: L
 
     system.on_start = die
     recovery = Recovery(first_retry_s=0.01, first_block_s=DEADLINE_S, watchdog_s=DEADLINE_S)
-    events = listen(Microphone(recovery=recovery, clock=clock))
+    events = listen(Microphone(block_ms=20, recovery=recovery, clock=clock))
     until(events, Unavailable)
     clock.advance_ms(1500)
     system.on_start = return_late
@@ -391,9 +398,7 @@ def test_stop_closes_a_device_that_opens_too_late(system: FakeSoundDevice) -> No
     microphone.stop()
     assert not [event for event in events if isinstance(event, Opened | Block)]
     system.may_open.set()
-    deadline = time.monotonic() + DEADLINE_S
-    while not system.streams:
-        assert time.monotonic() < deadline
+    assert system.has_opened.wait(DEADLINE_S)
     assert system.streams[0].is_closed.wait(DEADLINE_S)
 
 

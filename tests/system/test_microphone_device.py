@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from tests.system.virtual_microphone import DEADLINE_S, DEVICE, RATE_HZ, VirtualMicrophone, running
+from tests.system.virtual_microphone import (
+    DEADLINE_S,
+    DEVICE,
+    RATE_HZ,
+    VirtualMicrophone,
+    require,
+    running,
+)
 
 from voiced.audio.errors import DeviceNotFound
 from voiced.audio.sources.microphone import (
@@ -149,6 +156,7 @@ def test_the_devices_command_lists_the_virtual_microphone(virtual: VirtualMicrop
 
 
 def test_without_a_sound_server_the_devices_command_says_so() -> None:
+    require()
     code = "import sys; from voiced.daemon.commands.devices import devices; sys.exit(devices(True))"
     done = subprocess.run(
         [sys.executable, "-c", code],

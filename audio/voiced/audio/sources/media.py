@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from voiced.audio.errors import MediaError
 from voiced.audio.frames import RATE_HZ
+from voiced.audio.resample import StreamResampler
 
 logger = logging.getLogger(__name__)
 
@@ -181,15 +182,10 @@ class _ToMono:
 
     def __init__(self, frame: Any) -> None:
         import av
-        import soxr
 
         self._key = self._key_of(frame)
         self._planar = av.AudioResampler(format="fltp")
-        self._rate = (
-            None
-            if frame.sample_rate == RATE_HZ
-            else soxr.ResampleStream(frame.sample_rate, RATE_HZ, 1, dtype="float32", quality="HQ")
-        )
+        self._rate = StreamResampler(frame.sample_rate)
 
     @staticmethod
     def _key_of(frame: Any) -> tuple[int, str, str]:
@@ -203,18 +199,10 @@ class _ToMono:
         if not planes:
             return np.empty(0, np.float32)
         mono: Samples = np.concatenate(planes, axis=1).mean(axis=0, dtype=np.float32)
-        if self._rate is not None:
-            mono = self._rate.resample_chunk(mono)
-        return _clipped(mono)
+        return self._rate.feed(mono).clip(-1.0, 1.0)
 
     def flush(self) -> Samples:
-        if self._rate is None:
-            return np.empty(0, np.float32)
-        return _clipped(self._rate.resample_chunk(np.empty(0, np.float32), last=True))
-
-
-def _clipped(samples: Samples) -> Samples:
-    return samples.clip(-1.0, 1.0)
+        return self._rate.finish().clip(-1.0, 1.0)
 
 
 @contextmanager

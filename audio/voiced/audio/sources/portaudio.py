@@ -66,13 +66,24 @@ def load() -> Any:
     return sounddevice
 
 
-def list_devices() -> tuple[InputDevice, ...]:
+def list_devices(*, timeout_s: float = 10.0) -> tuple[InputDevice, ...]:
     """Return the devices that can record, as PortAudio saw them when it was initialised.
 
     Raises:
         PortAudioMissing: The system's library is not installed.
+        MicrophoneError: The sound system does not answer.
     """
-    sd = load()
+    answered = threading.Event()
+    listing = Detached(lambda: _devices(load()), on_done=answered.set, name="microphone-list")
+    if not answered.wait(timeout_s):
+        forget_at_exit()
+        raise MicrophoneError(
+            f"the sound system does not answer within {timeout_s:g} s; check the sound server"
+        )
+    return listing.result()
+
+
+def _devices(sd: Any) -> tuple[InputDevice, ...]:
     default = sd.default.device[0]
     apis = [api["name"] for api in sd.query_hostapis()]
     return tuple(
@@ -244,7 +255,7 @@ class Capture:
                 _library.refresh(sd)
             except sd.PortAudioError as error:
                 raise MicrophoneError(f"PortAudio does not start: {error}") from error
-        device = find_device(wanted, list_devices())
+        device = find_device(wanted, _devices(sd))
         formats = [
             StreamFormat(Encoding.S16, rate, count)
             for count in ([channels] if channels else dict.fromkeys((1, min(device.channels, 32))))
