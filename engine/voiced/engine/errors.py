@@ -81,6 +81,12 @@ class BackendFailed(EngineError):
     code = "backend_failed"
 
 
+class UnknownLanguage(EngineError):
+    """The stream pins a language that the model does not know."""
+
+    code = "unknown_language"
+
+
 class EngineBusy(EngineError):
     """The queue is full."""
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
-from voiced.engine.errors import EngineError
+from voiced.engine.backends.base import Backend
+from voiced.engine.errors import BackendUnavailable, BundleError, EngineError
 from voiced.engine.types import EngineConfig, EngineInfo, Request, Transcript
 
 
@@ -49,4 +51,30 @@ def load_recognizer(config: EngineConfig) -> Recognizer:
         from voiced.engine.backends.fake import FakeRecognizer
 
         return FakeRecognizer(config)
-    raise NotImplementedError
+    from voiced.engine.bundle import Bundle
+
+    bundle = Bundle.open(Path(config.bundle_dir))
+    backend = load_backend(config.backend)
+    if bundle.manifest.family == "whisper":
+        from voiced.engine.families.whisper_recognizer import WhisperRecognizer
+
+        return WhisperRecognizer(bundle, config, backend)
+    raise BundleError(
+        bundle.root,
+        found=f"family {bundle.manifest.family}",
+        expected="a speech recognition model (family whisper)",
+        next_step="choose another with --model; `voiced model list` shows what there is",
+    )
+
+
+def load_backend(name: str) -> Backend:
+    """Return the runtime `name`.
+
+    Raises:
+        BackendUnavailable: There is no such backend, or its library is missing.
+    """
+    if name == "onnxruntime":
+        from voiced.engine.backends.onnxruntime import OrtBackend
+
+        return OrtBackend()
+    raise BackendUnavailable(f"no backend {name!r}; expected onnxruntime")

@@ -1,0 +1,160 @@
+"""A small layer over onnx.helper: names, constants, and linear layers in the chosen precision.
+
+Written for graphs that are assembled by hand, node by node; nothing here runs a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+Float = npt.NDArray[np.float32]
+
+
+class Precision(StrEnum):
+    """How weights of linear layers are stored and multiplied."""
+
+    FP32 = "fp32"
+    INT8 = "int8"
+    """Symmetric per output column, 7 bits and sign, activations uint8 per tensor at run time."""
+    INT8_EXACT = "int8-exact"
+    """As INT8 with the full 8 bits, stored unsigned: see `quantise_columns`."""
+
+
+def quantise_columns(
+    weight: Float, precision: Precision
+) -> tuple[npt.NDArray[np.int8] | npt.NDArray[np.uint8], Float, npt.NDArray[np.generic]]:
+    """Quantise `weight` float32[k, n] symmetrically per column.
+
+    Kernels for AVX2 and AVX-512 without VNNI add pairs of u8 x s8 products in 16 bits and saturate
+    when both are large (255 * 127 * 2 > 32767). INT8 therefore uses -63..63, which cannot
+    saturate on any CPU; INT8_EXACT keeps -127..127 as unsigned bytes around 128, for which the
+    runtime widens first.
+
+    Returns:
+        (quantised[k, n], scale float32[n], zero point[n]).
+    """
+    limit = 63 if precision is Precision.INT8 else 127
+    scale = np.abs(weight).max(axis=0) / limit
+    scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+    rounded = np.clip(np.rint(weight / scale), -limit, limit)
+    columns = weight.shape[1]
+    if precision is Precision.INT8_EXACT:
+        return (rounded + 128).astype(np.uint8), scale, np.full(columns, 128, np.uint8)
+    return rounded.astype(np.int8), scale, np.zeros(columns, np.int8)
+
+
+class GraphBuilder:
+    """Collects nodes and constants of one graph; every method returns the output's name."""
+
+    def __init__(self, name: str, precision: Precision) -> None:
+        self.name = name
+        self.precision = precision
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._shared: dict[tuple[str, bytes], str] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._count = 0
+
+    def _fresh(self, hint: str) -> str:
+        self._count += 1
+        return f"{hint}_{self._count}"
+
+    def op(self, kind: str, *inputs: str, **attributes: object) -> str:
+        """Add a node with one output."""
+        return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def ops(self, kind: str, outputs: int, *inputs: str, **attributes: object) -> list[str]:
+        """Add a node with several outputs."""
+        names = [self._fresh(kind) for _ in range(outputs)]
+        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
+
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
+        """Add a constant; small equal constants are stored once."""
+        array = np.ascontiguousarray(value, dtype=dtype)
+        key = (f"{array.dtype}{array.shape}", array.tobytes() if array.size <= 16 else b"")
+        if array.size <= 16 and key in self._shared:
+            return self._shared[key]
+        name = self._fresh("const")
+        self._constants.append(numpy_helper.from_array(array, name))
+        if array.size <= 16:
+            self._shared[key] = name
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Add an int64 vector, as shapes and axes are given."""
+        return self.constant(values, np.int64)
+
+    def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
+        """Declare an input; strings are dynamic dimensions."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def output(self, value: str, name: str, dtype: int, shape: Sequence[int | str]) -> None:
+        """Declare `value` as an output under `name`."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for index, used in enumerate(names):
+                    if used == value:
+                        names[index] = name
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def linear(self, x: str, weight: Float, bias: Float | None = None) -> str:
+        """x float32[..., k] times `weight` float32[k, n] plus `bias` float32[n]."""
+        if self.precision is Precision.FP32:
+            y = self.op("MatMul", x, self.constant(weight))
+        else:
+            quantised, scale, zero = quantise_columns(weight, self.precision)
+            xq, x_scale, x_zero = self.ops("DynamicQuantizeLinear", 3, x)
+            product = self.op(
+                "MatMulInteger",
+                xq,
+                self.constant(quantised, quantised.dtype),
+                x_zero,
+                self.constant(zero, zero.dtype),
+            )
+            scales = self.op("Mul", x_scale, self.constant(scale))
+            y = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), scales)
+        return y if bias is None else self.op("Add", y, self.constant(bias))
+
+    def embedding(self, ids: str, table: Float) -> str:
+        """Rows of `table` float32[v, d] for `ids` int32[...]."""
+        if self.precision is Precision.FP32:
+            return self.op("Gather", self.constant(table), ids, axis=0)
+        scale = np.abs(table).max(axis=1, keepdims=True) / 127
+        scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
+        rows = self.constant(np.rint(table / scale).astype(np.int8), np.int8)
+        values = self.op("Cast", self.op("Gather", rows, ids, axis=0), to=TensorProto.FLOAT)
+        return self.op("Mul", values, self.op("Gather", self.constant(scale), ids, axis=0))
+
+    def layer_norm(self, x: str, gamma: Float, beta: Float) -> str:
+        """Layer normalisation over the last axis, epsilon 1e-5."""
+        return self.op(
+            "LayerNormalization",
+            x,
+            self.constant(gamma),
+            self.constant(beta),
+            axis=-1,
+            epsilon=1e-5,
+        )
+
+    def model(self, opset: int) -> onnx.ModelProto:
+        """Put the graph together and check it."""
+        graph = helper.make_graph(
+            self._nodes, self.name, self._inputs, self._outputs, self._constants
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", opset)],
+            ir_version=10,
+            producer_name="voiced",
+        )
+        onnx.checker.check_model(model)
+        return model

@@ -1,0 +1,158 @@
+"""What is particular to Whisper: its tokens, its limits, and which of its answers to distrust.
+
+Pure: no graph is run here. `whisper_model.py` runs the graphs, `whisper_recognizer.py` brings both
+together. The rules and their figures come from dev speech, see docs/decisions/0003-silence-tail.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from voiced.audio.features.whisper import HOP
+from voiced.audio.frames import RATE_HZ
+from voiced.engine.decode import Hypothesis
+
+MARGIN_FRAMES = 20
+"""Silence, in feature frames of 10 ms, that a gear must leave behind the audio."""
+
+TOKENS_PER_SECOND = 8
+"""Honest text of dev speech has at most 5.0 tokens a second; beyond this it is a loop."""
+TOKENS_FREE = 8
+
+
+class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest.model` of the family."""
+
+    mels: int
+    d_model: int
+    heads: int
+    encoder_layers: int
+    decoder_layers: int
+    encoder_positions: int
+    decoder_positions: int
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.heads
+
+
+class WhisperTokenInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest.tokens` of the family; ids are Whisper's own."""
+
+    text: str
+    """File: JSON {"ids": [...], "bytes": [...]}, one entry per column of the output projection;
+    bytes are written as latin-1 characters."""
+    blank: int
+    """Column of the lone space, which may not come first."""
+    start: int
+    transcribe: int
+    no_timestamps: int
+    end: int
+    no_speech: int
+    languages: dict[str, int]
+    """ISO 639 code to token id, in the order of the columns of the graph's `specials`, which
+    begin with `end` and `no_speech`."""
+
+
+class WhisperTailInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest.tail` of the family: keys and values of silence, float32[rows, positions, d]."""
+
+    file: str
+    frames: int
+    """Encoder frames (20 ms) appended behind a gear."""
+    names: tuple[str, ...]
+    """Graph input of each row."""
+
+
+class Vocabulary:
+    """Columns of the output projection ↔ token ids ↔ text."""
+
+    def __init__(self, ids: Sequence[int], pieces: Sequence[bytes]) -> None:
+        self.ids = tuple(ids)
+        self._pieces = tuple(pieces)
+
+    @classmethod
+    def read(cls, path: Path) -> Vocabulary:
+        """Read a bundle's token file."""
+        content = json.loads(path.read_bytes())
+        return cls(content["ids"], [piece.encode("latin-1") for piece in content["bytes"]])
+
+    def text(self, columns: Sequence[int]) -> str:
+        """Join tokens; a character cut in the middle of its bytes is left out."""
+        return b"".join(self._pieces[c] for c in columns).decode("utf-8", errors="ignore")
+
+
+def frames_needed(samples: int) -> int:
+    """Feature frames that a gear must have for an utterance of so many samples."""
+    return -(-samples // HOP) + MARGIN_FRAMES
+
+
+def max_tokens(samples: int, decoder_positions: int) -> int:
+    """Length at which an utterance of so many samples cannot be honest text any more."""
+    limit = TOKENS_PER_SECOND * samples // RATE_HZ + TOKENS_FREE
+    return min(limit, decoder_positions // 2)
+
+
+def is_no_speech(best: Hypothesis, no_speech: float) -> bool:
+    """Say whether an answer is invented: the second line of defence behind the VAD.
+
+    Whisper writes a word for every noise. Of 269 dev clips with speech this refuses none; of the
+    noises that an open VAD lets through, about half.
+
+    Args:
+        best: The winning hypothesis.
+        no_speech: Probability of the no-speech token right after the start token.
+    """
+    return not best.ended or (no_speech > 0.6 and best.score < -1.0)
+
+
+@functools.cache
+def _to_simplified() -> Any:
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def clean_text(text: str, language: str) -> str:
+    """Make the family's raw text fit to read: trimmed, Mandarin in simplified characters.
+
+    Whisper writes Mandarin in a mixture of both scripts (54 of 88 dev clips).
+    """
+    text = unicodedata.normalize("NFC", text).strip()
+    return str(_to_simplified().convert(text)) if language == "zh" and text else text
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageChoice:
+    """The language that an utterance is read in, and how sure the model was (1 when pinned)."""
+
+    code: str
+    probability: float
+
+
+def choose_language(
+    scores: Sequence[float], languages: Sequence[str], configured: Sequence[str]
+) -> LanguageChoice:
+    """Pick the likeliest of the configured languages.
+
+    Args:
+        scores: Logits, one per entry of `languages`.
+        languages: All languages the model knows.
+        configured: Those that are wanted here; unknown ones are ignored.
+    """
+    import numpy as np
+
+    known = [i for i, code in enumerate(languages) if code in configured]
+    logits = np.array([scores[i] for i in known], np.float64)
+    odds = np.exp(logits - logits.max())
+    best = int(odds.argmax())
+    return LanguageChoice(languages[known[best]], float(odds[best] / odds.sum()))

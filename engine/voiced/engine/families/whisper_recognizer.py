@@ -1,0 +1,232 @@
+"""Whisper behind the engine's contract: requests in, transcripts out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from voiced.engine.backends.base import Backend
+from voiced.engine.bundle import Bundle
+from voiced.engine.errors import EngineError, UnknownLanguage
+from voiced.engine.families.whisper import (
+    clean_text,
+    frames_needed,
+    is_no_speech,
+)
+from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
+from voiced.engine.split import split_quietly
+from voiced.engine.types import (
+    EngineConfig,
+    EngineInfo,
+    Gear,
+    Request,
+    RequestKind,
+    Timings,
+    Transcript,
+)
+
+Pcm = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Requests with equal keys share a batch."""
+
+    frames: int
+    beam: int
+
+
+class WhisperRecognizer:
+    """Recognises segments with one Whisper bundle. One thread only.
+
+    `EngineConfig.options`: `pad_30s` = "1" pads everything to the longest gear without a tail (the
+    published way, kept as the baseline of benchmarks); `tail` = frames overrides the bundle's tail.
+    """
+
+    def __init__(self, bundle: Bundle, config: EngineConfig, backend: Backend) -> None:
+        started = time.perf_counter()
+        options = config.options
+        tail = options.get("tail")
+        self._pad_30s = options.get("pad_30s") == "1"
+        self._beam = config.beam
+        self._languages = config.languages
+        self._max_batch = config.max_batch
+        self.model = WhisperModel(
+            bundle.root,
+            bundle.manifest,
+            backend,
+            threads=config.threads,
+            max_batch=config.max_batch,
+            max_beam=config.beam,
+            tail_frames=None if tail is None else int(tail),
+        )
+        known = set(self.model.languages)
+        unknown = [code for code in config.languages if code not in known]
+        if unknown:
+            raise UnknownLanguage(
+                f"engine.languages has {', '.join(unknown)}; "
+                f"{bundle.id} knows {', '.join(sorted(known))}"
+            )
+        gears = self.model.gears
+        self._max_samples = gears.max_frames * 160  # the longest gear needs no margin
+        self._info = EngineInfo(
+            bundle=bundle.id,
+            backend=backend.name,
+            languages=config.languages,
+            max_segment_s=self._max_samples / 16_000,
+            load_ms=_ms_since(started),
+            warm_ms=0.0,
+            worker_pid=0,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded."""
+        return self._info
+
+    @property
+    def max_batch(self) -> int:
+        """Most requests that `recognize` takes at once."""
+        return self._max_batch
+
+    def warm(self, progress: Callable[[str], None]) -> None:
+        """Run every gear once, so that the runtime has planned its memory before the first word."""
+        started = time.perf_counter()
+        lengths = sorted({gear.frames for gear in self.model.gears}, reverse=True)
+        for done, frames in enumerate(lengths, 1):
+            progress(f"warming gear {done} of {len(lengths)} ({frames / 100:g} s)")
+            self._warm_gear(Gear(frames))
+        self._info = replace(self._info, warm_ms=_ms_since(started))
+
+    def _warm_gear(self, gear: Gear) -> None:
+        silence = np.zeros(0, np.int16)
+        with self.model.lease(gear) as lease:
+            self.model.prefill(lease, 0, self.model.features(silence, gear))
+            self.model.decode(
+                lease, [Utterance(0, self._languages[0])], beam=self._beam, configured=()
+            )
+
+    def batch_key(self, request: Request) -> _Key:
+        """Equal for requests of one gear and one beam width."""
+        return _Key(self._frames(request.segment.pcm), self._beam_of(request))
+
+    def _beam_of(self, request: Request) -> int:
+        return self._beam if request.kind is RequestKind.FINAL else 1
+
+    def _frames(self, pcm: Pcm) -> int:
+        gears = self.model.gears
+        if self._pad_30s:
+            return gears.max_frames
+        return gears.pick(1, min(frames_needed(len(pcm)), gears.max_frames)).frames
+
+    def recognize(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
+        """Answer each request, in order; those of one batch must have equal keys."""
+        answers: list[Transcript | EngineError] = []
+        for start in range(0, len(requests), self._max_batch):
+            answers += self._batch(requests[start : start + self._max_batch])
+        return answers
+
+    def _batch(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
+        answers: dict[int, Transcript | EngineError] = {}
+        ready: list[int] = []
+        for i, request in enumerate(requests):
+            language = request.segment.language
+            if language is not None and language not in self.model.languages:
+                answers[i] = UnknownLanguage(f"{self._info.bundle} does not know {language!r}")
+            elif len(request.segment.pcm) > self._max_samples:
+                answers[i] = self._long(request)
+            else:
+                ready.append(i)
+        if ready:
+            pieces = [requests[i].segment.pcm for i in ready]
+            pinned = [requests[i].segment.language for i in ready]
+            results = self._run(pieces, pinned, self._beam_of(requests[ready[0]]))
+            for i, (decoded, timings) in zip(ready, results, strict=True):
+                answers[i] = self._transcript(requests[i], [decoded], timings)
+        return [answers[i] for i in range(len(requests))]
+
+    def _long(self, request: Request) -> Transcript:
+        """Recognise what no gear holds piece by piece, cut where it is quietest."""
+        decoded: list[Decoded] = []
+        spent = Timings()
+        for piece in split_quietly(request.segment.pcm, self._max_samples):
+            (found, timings) = self._run(
+                [piece], [request.segment.language], self._beam_of(request)
+            )[0]
+            decoded.append(found)
+            spent = Timings(
+                features_ms=spent.features_ms + timings.features_ms,
+                prefill_ms=spent.prefill_ms + timings.prefill_ms,
+                decode_ms=spent.decode_ms + timings.decode_ms,
+                steps=spent.steps + timings.steps,
+            )
+        return self._transcript(request, decoded, spent)
+
+    def _run(
+        self, pieces: Sequence[Pcm], languages: Sequence[str | None], beam: int
+    ) -> list[tuple[Decoded, Timings]]:
+        frames = max(self._frames(piece) for piece in pieces)
+        gear = self.model.gears.pick(len(pieces), frames)
+        with self.model.lease(gear) as lease:
+            features_ms, prefill_ms = [], []
+            for place, piece in enumerate(pieces):
+                begun = time.perf_counter()
+                features = self.model.features(piece, gear)
+                features_ms.append(_ms_since(begun))
+                begun = time.perf_counter()
+                self.model.prefill(lease, place, features)
+                prefill_ms.append(_ms_since(begun))
+            begun = time.perf_counter()
+            utterances = [
+                Utterance(len(piece), language)
+                for piece, language in zip(pieces, languages, strict=True)
+            ]
+            found = self.model.decode(lease, utterances, beam=beam, configured=self._languages)
+            decode_ms = _ms_since(begun)
+        return [
+            (d, Timings(0.0, features_ms[i], prefill_ms[i], decode_ms, d.steps))
+            for i, d in enumerate(found)
+        ]
+
+    def _transcript(
+        self, request: Request, parts: Sequence[Decoded], timings: Timings
+    ) -> Transcript:
+        kept = [p for p in parts if not is_no_speech(p.hypotheses[0], p.no_speech)]
+        language = parts[0].language.code
+        separator = "" if language in {"zh", "ja"} else " "
+        text = separator.join(self._text(p, 0) for p in kept)
+        scores = [p.hypotheses[0].score for p in kept]
+        alternatives: tuple[tuple[str, float], ...] = ()
+        if len(kept) == 1 and len(parts) == 1:
+            alternatives = tuple(
+                (self._text(kept[0], i), hypothesis.score)
+                for i, hypothesis in enumerate(kept[0].hypotheses)
+            )
+        return Transcript(
+            segment=request.segment.id,
+            revision=request.revision,
+            text=text,
+            is_final=request.kind is RequestKind.FINAL,
+            language=language,
+            confidence=math.exp(sum(scores) / len(scores)) if text else 0.0,
+            n_best=alternatives,
+            timings=timings,
+            bundle=self._info.bundle,
+        )
+
+    def _text(self, decoded: Decoded, index: int) -> str:
+        raw = self.model.vocabulary.text(decoded.hypotheses[index].tokens)
+        return clean_text(raw, decoded.language.code)
+
+    def close(self) -> None:
+        """Drop sessions and buffers."""
+        del self.model
+
+
+def _ms_since(begun: float) -> float:
+    return (time.perf_counter() - begun) * 1000

@@ -1,0 +1,188 @@
+"""How the text of one segment may change from revision to revision. Pure.
+
+`PartialTracker` decides which part of a growing text is settled, by LocalAgreement-2: what two
+hypotheses in a row begin with is committed (Macháček, Dabre and Bojar, "Turning Whisper into
+Real-Time Transcription System", 2023, section 3). `TranscriptLog` refuses a revision that breaks
+a promise made by an earlier one.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from voiced.engine.types import Transcript
+
+
+class RevisionError(ValueError):
+    """Somebody of ours broke the order of revisions or changed a stable prefix."""
+
+
+class TranscriptLog:
+    """Holds one segment's revisions to their promises before they leave the engine."""
+
+    def __init__(self) -> None:
+        self._last: Transcript | None = None
+
+    def accept(self, new: Transcript) -> Transcript:
+        """Check `new` against the revision before it and return it.
+
+        Raises:
+            RevisionError: Another segment, a wrong number, a changed or shrunken stable prefix,
+                or anything after the final.
+        """
+        old, name = self._last, f"segment {new.segment}"
+        if not 0 <= new.stable_chars <= len(new.text):
+            found = f"{new.stable_chars} stable of {len(new.text)} characters"
+            raise RevisionError(f"{name}: {found} at revision {new.revision}")
+        if old is not None:
+            if new.segment != old.segment:
+                raise RevisionError(f"{name}: expected segment {old.segment}")
+            if old.is_final:
+                found = f"revision {new.revision} after final revision {old.revision}"
+                raise RevisionError(f"{name}: {found}")
+            if new.revision != old.revision + 1:
+                raise RevisionError(f"{name}: revision {new.revision} after {old.revision}")
+            if not new.text.startswith(old.text[: old.stable_chars]):
+                raise RevisionError(f"{name}: stable prefix changed at revision {new.revision}")
+            if new.stable_chars < old.stable_chars and not new.is_final:
+                raise RevisionError(f"{name}: stable prefix shrank at revision {new.revision}")
+        self._last = new
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One word, or one character of a script without spaces, and where its text lies."""
+
+    norm: str
+    """The word without case and punctuation: what is compared."""
+    start: int
+    end: int
+
+
+def tokens_of(text: str) -> list[Token]:
+    """Split into words; Han characters and kana stand alone, whatever the language around them.
+
+    Punctuation and spaces belong to no token, but an apostrophe inside of a word does.
+    """
+    found: list[Token] = []
+    norm, start, end = "", 0, 0  # the word being read; empty norm: none
+
+    def close() -> None:
+        nonlocal norm
+        if norm:
+            found.append(Token(norm, start, end))
+        norm = ""
+
+    for at, char in enumerate(text):
+        if stands_alone(char):
+            close()
+            found.append(Token(_normal(char), at, at + 1))
+        elif _is_mark(char) and not norm and found and found[-1].end == at:
+            last = found.pop()  # a combining mark on a character that stands alone
+            found.append(Token(last.norm + _normal(char), last.start, at + 1))
+        elif _is_word_char(char):
+            if not norm:
+                start = at
+            norm, end = norm + _normal(char), at + 1
+        elif char not in "'’":
+            close()
+    close()
+    return found
+
+
+def stands_alone(char: str) -> bool:
+    """Whether a character of Han or kana, written without spaces between words."""
+    code = ord(char)
+    return (
+        0x3400 <= code <= 0x9FFF  # Han and extension A
+        or 0x3041 <= code <= 0x30FF  # hiragana, katakana
+        or 0xF900 <= code <= 0xFAFF  # compatibility ideographs
+        or 0x20000 <= code <= 0x323AF  # extensions B to H
+    ) and _is_word_char(char)
+
+
+def _is_mark(char: str) -> bool:
+    return unicodedata.category(char)[0] == "M"
+
+
+def _is_word_char(char: str) -> bool:
+    return unicodedata.category(char)[0] in "LMN"
+
+
+def _normal(char: str) -> str:
+    return unicodedata.normalize("NFKC", char).casefold()
+
+
+class PartialTracker:
+    """The settled prefix of one segment's growing text.
+
+    The prefix never shrinks or changes, and every text given out begins with it.
+    """
+
+    def __init__(self) -> None:
+        self._stable = ""
+        self._previous: list[str] = []
+        self._language = ""
+
+    def update(self, text: str, language: str) -> tuple[str, int]:
+        """Take the newest hypothesis for the segment so far.
+
+        A hypothesis in another language than the one before agrees with nothing.
+
+        Returns:
+            The text to show, and how many of its first characters will never change. Punctuation
+            behind the last settled word is not settled: the next word may take it away.
+        """
+        shown = continue_from(self._stable, text)
+        tokens = tokens_of(shown)
+        if language == self._language:
+            agreed = 0
+            for token, before in zip(tokens, self._previous, strict=False):
+                if token.norm != before:
+                    break
+                agreed += 1
+            if agreed and tokens[agreed - 1].end > len(self._stable):
+                self._stable = shown[: tokens[agreed - 1].end]
+        self._previous, self._language = [token.norm for token in tokens], language
+        return shown, len(self._stable)
+
+    def finish(self, text: str) -> str:
+        """Return the final text of the segment: settled words stay, the rest is the final's."""
+        return continue_from(self._stable, text)
+
+
+def continue_from(stable: str, text: str) -> str:
+    """Return `stable` and what `text` says after the words that correspond to it.
+
+    The two are aligned by edit distance over words, so a hypothesis that differs inside of the
+    settled part neither repeats nor swallows the words behind it.
+    """
+    if not stable:
+        return text
+    tokens = tokens_of(text)
+    used = _aligned_length([token.norm for token in tokens_of(stable)], [t.norm for t in tokens])
+    rest = text[tokens[used - 1].end :] if used else text
+    if rest and _would_join(stable[-1], rest[0]):
+        return f"{stable} {rest}"
+    return stable + rest
+
+
+def _would_join(left: str, right: str) -> bool:
+    return (
+        not right.isspace()
+        and not stands_alone(left)
+        and not stands_alone(right)
+        and (_is_word_char(right) or right in "'’")
+    )
+
+
+def _aligned_length(settled: list[str], words: list[str]) -> int:
+    """Return how many of `words` correspond best to all of `settled` (Levenshtein)."""
+    row = list(range(len(words) + 1))
+    for done, ours in enumerate(settled, start=1):
+        above, row = row, [done]
+        for at, theirs in enumerate(words, start=1):
+            row.append(min(above[at] + 1, row[at - 1] + 1, above[at - 1] + (ours != theirs)))
+    return min(range(len(row)), key=lambda used: (row[used], abs(used - len(settled))))
