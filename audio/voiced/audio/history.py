@@ -15,8 +15,8 @@ _SMOOTH_HOPS = 10
 class PcmHistory:
     """int16 samples from `start_sample` on; the caller says what may be forgotten.
 
-    A stream in silence holds 64 KiB. The buffer grows by doubling while a segment is open and
-    shrinks again after it.
+    A stream in silence holds 64 KiB. The buffer grows by half while a segment is open
+    and shrinks again after it.
     """
 
     def __init__(self) -> None:
@@ -71,10 +71,8 @@ class PcmHistory:
     def _make_room(self, count: int, keep_from: int) -> None:
         kept = self._view(keep_from, self.end_sample)
         needed = len(kept) + count
-        size = _SMALLEST_SAMPLES
-        while size < 2 * needed:  # half free at least, or every append would move the samples
-            size *= 2
-        buffer = np.empty(size, np.int16)
+        # A third stays free, or every append would move the samples.
+        buffer = np.empty(max(_SMALLEST_SAMPLES, needed * 3 // 2), np.int16)
         buffer[: len(kept)] = kept
         self._buffer, self._used = buffer, len(kept)
         self.start_sample = self.end_sample - len(kept)

@@ -100,7 +100,7 @@ class PcmReader:
         samples = _decode(raw, self._fmt.encoding)
         if self._fmt.channels == 1:
             return samples
-        mono: Float32 = samples.reshape(count, -1).mean(axis=1, dtype=np.float32)
+        mono: Float32 = samples.reshape(count, self._fmt.channels).mean(axis=1, dtype=np.float32)
         return mono
 
 

@@ -81,7 +81,7 @@ class Segmenter:
 
     Promises: segments never overlap; padding shares a pause instead of doubling it; at a
     maximum-length cut the next segment starts on the very sample where the last one ended, and it
-    needs neither minimum speech nor the gate, because it is known to be speech.
+    needs neither minimum speech nor the gate: one window of speech after the cut is enough.
     """
 
     def __init__(
@@ -234,19 +234,24 @@ class Segmenter:
 
     def _close(self, end_sample: int, reason: CloseReason) -> Ended | Refused:
         self._phase = _Phase.IDLE
-        span = self._speech_end - self._speech_start
-        is_weak = self._span_sum < self._rules.gate_mean * self._span_windows
-        if span < self._rules.gate_span and is_weak and not self._continued:
+        if not self._is_speech():
             return Refused()
         self._floor = end_sample
         return Ended(self._segment_start, end_sample, reason)
+
+    def _is_speech(self) -> bool:
+        span = self._speech_end - self._speech_start
+        if self._continued:
+            return span > 0
+        mean = self._span_sum / self._span_windows
+        return span >= self._rules.gate_span or mean >= self._rules.gate_mean
 
     def _cut(self) -> list[Boundary]:
         limit = self.segment_limit
         cut = self._quietest(limit - self._rules.cut_search, limit)
         ended = Ended(self._segment_start, cut, CloseReason.MAX_LENGTH)
         self._floor = cut
-        if self._speech_end <= cut:
+        if self._is_silent and self._speech_end <= cut:
             self._phase = _Phase.IDLE
             self._resume_before = self._speech_end + self._rules.end_silence
             return [ended]
