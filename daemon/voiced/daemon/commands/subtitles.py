@@ -18,11 +18,11 @@ class Cue:
 def to_srt(cues: Iterable[Cue]) -> str:
     """Write SubRip: cues numbered from 1, `HH:MM:SS,mmm`, a blank line after each.
 
-    The format has no escapes: an arrow inside a text would be read as a timing line, so it is
-    written shorter.
+    The format has no escapes: an arrow inside a text would be read as a timing line, so it becomes
+    one character.
     """
     blocks = [
-        f"{number}\n{_timing(cue, ',')}\n{_one_line(cue.text).replace('-->', '->')}\n"
+        f"{number}\n{_timing(cue, ',')}\n{_one_line(cue.text).replace('-->', '→')}\n"
         for number, cue in enumerate(_worth_showing(cues), start=1)
     ]
     return "\n".join(blocks)
