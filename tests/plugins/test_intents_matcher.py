@@ -417,6 +417,23 @@ def test_transcripts_of_read_speech_are_no_commands(language: str) -> None:
     assert len(taken) <= len(texts) // 100, taken
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "don't open the window"),
+        ("en", "is the window open"),
+        ("en", "never call him again"),
+        ("zh", "不要打开车窗"),
+        ("zh", "车窗打开了吗"),
+        ("zh", "谁打开了空调"),
+        ("zh", "打开"),
+        ("zh", "声音小"),
+    ],
+)
+def test_a_negation_a_question_or_half_a_command_does_nothing(language: str, text: str) -> None:
+    assert matcher().match(text, language) is None
+
+
 def test_confidence_falls_with_the_distance_from_the_template() -> None:
     def confidence(text: str) -> float:
         found = matcher().match(text, "en")
