@@ -495,7 +495,8 @@ def _validate(gathered: _Gathered) -> Settings | None:
     except ValidationError as error:
         gathered.problems.extend(_explain(error, gathered.origins))
         return None
-    if settings.bus.endpoint == settings.bus.ingest:
+    is_free_port = settings.bus.ingest.endswith((":0", ":*"))
+    if settings.bus.endpoint == settings.bus.ingest and not is_free_port:
         origin = gathered.origins.get("bus.ingest") or gathered.origins["bus.endpoint"]
         rule, found = "must differ from bus.endpoint", show(settings.bus.ingest)
         gathered.problems.append(Problem(origin, "bus.ingest", rule, found))

@@ -1,0 +1,48 @@
+"""Fixtures of all tests: recorded speech, the built model, and a check for leaked threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from voiced.engine import store
+from voiced.engine.errors import BundleError
+
+DEFAULT_MODEL = "whisper-base"
+LEAK_TIMEOUT_S = 5.0
+
+
+@pytest.fixture(scope="session")
+def speech_dir() -> Path:
+    """Recorded speech with its texts: `$VOICED_TEST_DATA`, else `../shared/data/dev`."""
+    named = os.environ.get("VOICED_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data" / "dev"
+    if not folder.is_dir():
+        pytest.skip(f"no recorded speech: {folder} is no folder (set VOICED_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    """Folder of the built default model; `make test` builds it first."""
+    try:
+        return store.resolve(DEFAULT_MODEL)
+    except BundleError as error:
+        if os.environ.get("VOICED_REQUIRE_MODEL") == "1":
+            pytest.fail(f"VOICED_REQUIRE_MODEL=1: {error}")
+        pytest.skip(f"the default model is not built: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _no_leaked_thread() -> Iterator[None]:
+    """Fail the test that leaves a thread behind which would keep the process alive."""
+    before = set(threading.enumerate())
+    yield
+    for thread in threading.enumerate():
+        if thread not in before and not thread.daemon:
+            thread.join(LEAK_TIMEOUT_S)
+            assert not thread.is_alive(), f"the test left a thread behind: {thread.name}"
