@@ -100,7 +100,11 @@ class PcmReader:
         samples = _decode(raw, self._fmt.encoding)
         if self._fmt.channels == 1:
             return samples
-        mono: Float32 = samples.reshape(count, self._fmt.channels).mean(axis=1, dtype=np.float32)
+        # A sum of strided views: numpy's mean over a short last axis takes ten times as long.
+        mono: Float32 = samples[:: self._fmt.channels].copy()
+        for channel in range(1, self._fmt.channels):
+            mono += samples[channel :: self._fmt.channels]
+        mono *= np.float32(1 / self._fmt.channels)
         return mono
 
 
