@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voiced.audio.features.whisper import FLOOR, PEAK, frames_touched, log_mel, mel_filters
+from voiced.engine.build.graph import Precision, quantise_columns
+from voiced.engine.build.whisper_bundle import byte_alphabet, read_tokens
+from voiced.engine.decode import Hypothesis
+from voiced.engine.errors import FetchError
+from voiced.engine.families.whisper import (
+    Vocabulary,
+    choose_language,
+    clean_text,
+    frames_needed,
+    is_no_speech,
+    max_tokens,
+)
+
+
+def tone(seconds: float, hz: float = 440.0) -> np.ndarray:
+    t = np.arange(round(seconds * 16_000)) / 16_000
+    return (np.sin(2 * np.pi * hz * t) * 8000).astype(np.int16)
+
+
+def test_the_loudest_bin_is_the_peak_and_silence_is_the_floor() -> None:
+    features = log_mel(tone(1.0), 300)
+    assert features.shape == (1, 80, 300)
+    assert features.max() == pytest.approx(PEAK)
+    assert features.min() >= FLOOR
+    assert np.all(features[:, :, frames_touched(16_000) :] == FLOOR)
+
+
+def test_features_do_not_depend_on_loudness_or_on_the_gear() -> None:
+    quiet = (tone(1.0) // 8).astype(np.int16)
+    loud = log_mel(tone(1.0), 150)
+    # the least significant bit of the quiet one is audible near the floor only
+    high = loud > 0
+    assert np.abs(log_mel(quiet, 150) - loud)[high].max() < 0.02
+    assert np.array_equal(log_mel(tone(1.0), 300)[:, :, :150], loud)
+
+
+def test_features_of_nothing_are_silence() -> None:
+    assert np.all(log_mel(np.zeros(0, np.int16), 150) == FLOOR)
+
+
+def test_audio_longer_than_the_gear_is_cut_not_wrapped() -> None:
+    assert log_mel(tone(3.0), 150).shape == (1, 80, 150)
+
+
+def test_a_tone_lands_in_the_filter_of_its_pitch() -> None:
+    filters = mel_filters(80)
+    assert filters.shape == (201, 80)
+    loudest = int(log_mel(tone(1.0, 1000), 100)[0, :, 50].argmax())
+    assert loudest == int(filters[25].argmax())  # bin 25 of 40 Hz each
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT8_EXACT])
+def test_quantised_columns_are_within_half_a_step(precision: Precision) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    weight[:, 3] = 0
+    quantised, scale, zero = quantise_columns(weight, precision)
+    back = (quantised.astype(np.float32) - zero.astype(np.float32)) * scale
+    assert np.abs(back - weight).max() <= scale.max() / 2 + 1e-6
+
+
+def test_int8_products_cannot_saturate_sixteen_bits() -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    quantised, _, _ = quantise_columns(weight, Precision.INT8)
+    assert 2 * 255 * int(np.abs(quantised.astype(np.int32)).max()) <= 32767
+
+
+def test_a_character_cut_in_half_is_left_out() -> None:
+    words = Vocabulary([10, 11, 12], [b"ab", "中".encode()[:2], "中".encode()[2:]])
+    assert words.text([0, 1]) == "ab"
+    assert words.text([0, 1, 2]) == "ab中"
+
+
+def test_mandarin_is_written_in_simplified_characters() -> None:
+    assert clean_text(" 視頻截圖 ", "zh") == "视频截图"
+    assert clean_text(" 視頻 ", "ja") == "視頻"
+
+
+def test_only_configured_languages_are_chosen() -> None:
+    chosen = choose_language([0.0, 5.0, 9.0], ["en", "zh", "ja"], ["en", "zh"])
+    assert chosen.code == "zh"
+    assert chosen.probability == pytest.approx(1 / (1 + np.exp(-5)))
+
+
+def test_limits_grow_with_the_audio() -> None:
+    assert frames_needed(16_000) == 120
+    assert max_tokens(0, 448) == 8
+    assert max_tokens(16_000, 448) == 16
+    assert max_tokens(16_000 * 60, 448) == 224
+
+
+def test_an_answer_is_distrusted_when_both_signs_say_so_or_it_never_ended() -> None:
+    good = Hypothesis((1,), -0.2, ended=True)
+    bad = Hypothesis((1,), -1.2, ended=True)
+    assert not is_no_speech(good, 0.9)
+    assert not is_no_speech(bad, 0.1)
+    assert is_no_speech(bad, 0.7)
+    assert is_no_speech(Hypothesis((1,), -0.1, ended=False), 0.0)
+
+
+def test_a_foreign_tokenizer_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": {}}, "added_tokens": []}))
+    with pytest.raises(FetchError, match="no Whisper tokenizer"):
+        read_tokens(path)
+
+
+def test_every_byte_has_its_own_letter() -> None:
+    alphabet = byte_alphabet()
+    assert len(set(alphabet.values())) == 256
+    assert alphabet[ord("a")] == "a"
+    assert alphabet[ord(" ")] == "Ġ"
