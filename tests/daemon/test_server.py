@@ -333,7 +333,7 @@ def test_text_that_is_no_utf8_closes_the_connection() -> None:
             await started(client)
             await client.send(b"\xff\xfe", text=True)
             await rest(client)
-        assert client.close_code in (1007, 1008)
+        assert client.close_code == 1007
 
     serve(scenario)
 
@@ -628,7 +628,7 @@ def test_a_silent_client_does_not_hold_up_the_end() -> None:
         await started(silent)
         await send(silent, silence(0.6) + tone(1.0))
         await rig.on_bus(lambda message: isinstance(message, SpeechStarted))
-        silent.transport.pause_reading()  # type: ignore[attr-defined]
+        silent.transport.pause_reading()
         _, unsaid = await asyncio.open_connection("127.0.0.1", rig.server.port)
         async with asyncio.timeout(8):  # the library's own way: 10 s for each of the two
             await rig.server.drain(deadline_s=5)

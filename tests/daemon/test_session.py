@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -180,6 +181,48 @@ def test_partials_grow_until_the_final_and_never_after() -> None:
         check_promises(bench.published)
         assert len(bench.of(Partial)) >= 2
         assert bench.metrics.value("voiced_partials_total") == len(bench.of(Partial))
+
+    run(scenario)
+
+
+def test_a_final_keeps_what_partials_called_stable() -> None:
+    def answer(request: Request) -> Transcript:
+        words = "open the windows" if request.kind is RequestKind.PARTIAL else "Close the windows"
+        return replace(length_as_text(request), text=words)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer), front=FrontSettings(grown_ms=200))
+        session = bench.open()
+        for offset in range(0, len(WORD), 640):
+            await session.feed(WORD[offset : offset + 640])
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        await session.finish()
+        check_promises(bench.published)
+        *_, partial = bench.of(Partial)
+        (final,) = bench.of(Final)
+        assert isinstance(partial, Partial)
+        assert isinstance(final, Final)
+        assert partial.stable_chars > 0
+        assert final.text.startswith(partial.text[: partial.stable_chars])
+        assert bench.metrics.value("voiced_finals_held_total") == 1
+
+    run(scenario)
+
+
+def test_an_empty_final_takes_back_what_partials_said() -> None:
+    def answer(request: Request) -> Transcript:
+        text = "thank you" if request.kind is RequestKind.PARTIAL else ""
+        return replace(length_as_text(request), text=text)
+
+    async def scenario() -> None:
+        bench = Bench(engine=ScriptedEngine(answer=answer), front=FrontSettings(grown_ms=200))
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        (final,) = bench.of(Final)
+        assert isinstance(final, Final)
+        assert final.text == ""
 
     run(scenario)
 
@@ -545,6 +588,20 @@ def test_streams_without_a_name_get_different_ones() -> None:
         sessions = [taken, bench.open(), bench.open()]
         assert len({session.name for session in sessions}) == 3
         await bench.streams.drain(deadline_s=10)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "zh"), ("en", "en")])
+def test_the_daemons_language_is_used_where_a_stream_pins_none(
+    asked: str | None, used: str
+) -> None:
+    async def scenario() -> None:
+        bench = Bench(session=SessionSettings(language="zh"))
+        session = bench.open(Start(v=1, audio=AudioParams(), language=asked))
+        await session.feed(WORD)
+        await session.finish()
+        assert {request.segment.language for request in bench.engine.requests} == {used}
 
     run(scenario)
 

@@ -44,6 +44,11 @@ class Metrics:
             "voiced_segments_dropped", "Segments that were no speech", registry=registry
         )
         self.finals = Counter("voiced_finals", "Final results", registry=registry)
+        self.finals_held = Counter(
+            "voiced_finals_held",
+            "Finals whose text was bent to keep what partials had promised",
+            registry=registry,
+        )
         self.failed = Counter(
             "voiced_failed", "Segments without a result, by code", ["code"], registry=registry
         )

@@ -30,7 +30,7 @@ from voiced.daemon.errors import (
 from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.outbox import Outbox
 from voiced.daemon.session import StreamSession
-from voiced.daemon.stream_protocol import Audio, StreamProtocol, Violation
+from voiced.daemon.stream_protocol import Audio, Code, StreamProtocol, Violation
 from voiced.daemon.streams import Streams
 from voiced.daemon.wire import Cancel, Error, Flush, Start, Stop
 
@@ -41,7 +41,7 @@ _library_logger.setLevel(logging.WARNING)  # it logs every health check at INFO
 NO_STREAM = "-"
 """`error.stream` on a connection that has no stream yet."""
 
-_CLOSE_CODES = {
+CLOSE_CODES = {
     "busy": CloseCode.TRY_AGAIN_LATER,
     "not_ready": CloseCode.TRY_AGAIN_LATER,
     "stream_in_use": CloseCode.TRY_AGAIN_LATER,
@@ -62,7 +62,7 @@ class ServerOptions:
     """A longer WebSocket message closes the connection with 1009, before it is read."""
     max_queue: int = 8
     """Messages read ahead per connection; memory is at most this x max_message_bytes."""
-    max_connections: int = 256
+    max_connections: int = 128
     """TCP connections, streams or not; more are dropped."""
     open_timeout_s: float = 10.0
     """For the HTTP request to be complete."""
@@ -281,7 +281,7 @@ class _Client:
             await self._say_goodbye(CloseCode.NORMAL_CLOSURE)
         except ConnectionClosed as closed:
             if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
-                self._streams.metrics.client_errors.labels(code="too_large").inc()
+                self._streams.metrics.client_errors.labels(code=Code.TOO_LARGE).inc()
         except (_ProtocolViolation, AudioError, DaemonError) as error:
             await self._refuse(error)
         finally:
@@ -326,9 +326,7 @@ class _Client:
         except TimeoutError:
             found, expected = ("nothing", "audio") if is_started else ("no `start`", "`start`")
             message = f"found {found} for {limit_s:g} s, expected {expected}"
-            raise _ProtocolViolation("idle", message) from None
-        except UnicodeDecodeError as error:
-            raise _ProtocolViolation("bad_message", f"text is not UTF-8: {error}") from None
+            raise _ProtocolViolation(Code.IDLE, message) from None
         return self._protocol.receive(data)
 
     @property
@@ -372,9 +370,7 @@ class _Client:
             )
         if self._session is not None:
             self._session.detach()
-        await self._say_goodbye(
-            _CLOSE_CODES.get(error.code, CloseCode.POLICY_VIOLATION), error.code
-        )
+        await self._say_goodbye(CLOSE_CODES.get(error.code, CloseCode.POLICY_VIOLATION), error.code)
 
     async def _say_goodbye(
         self, code: CloseCode, reason: str = "", *, flush_s: float | None = None

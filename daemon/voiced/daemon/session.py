@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-from voiced.engine.stable import PartialTracker
-
 from voiced.audio.clock import Clock, SystemClock
 from voiced.audio.errors import AudioError
 from voiced.audio.frames import (
@@ -41,6 +39,7 @@ from voiced.daemon.wire import (
     WordInfo,
 )
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError
+from voiced.engine.stable import PartialTracker
 from voiced.engine.types import EngineInfo, EngineLoad, Request, RequestKind, Transcript
 
 logger = logging.getLogger(__name__)
@@ -459,6 +458,10 @@ class StreamSession:
         if arrived_ns is not None:
             latency_ns = max(0, self._clock.monotonic_ns() - arrived_ns)
             self._metrics.latency_s.observe(latency_ns / 1e9)
+        # Empty text takes back what partials said: there was no speech after all.
+        text = state.tracker.finish(transcript.text) if transcript.text else ""
+        if text != transcript.text:
+            self._metrics.finals_held.inc()
         self._finals += 1
         self._metrics.finals.inc()
         self._emit(
@@ -466,7 +469,7 @@ class StreamSession:
                 stream=self.name,
                 segment=state.id,
                 revision=state.revision + 1,
-                text=transcript.text,
+                text=text,
                 language=transcript.language,
                 confidence=transcript.confidence,
                 start_ms=samples_to_ms(state.start_sample),

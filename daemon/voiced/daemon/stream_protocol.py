@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, StrEnum, auto
 
 import msgspec
 
@@ -22,6 +22,18 @@ MAX_TEXT_BYTES = 16 * 1024
 """Longest text message taken. A `start` with every field is below 400 bytes."""
 
 
+class Code(StrEnum):
+    """What a client can do wrong; the values go on the wire."""
+
+    NOT_STARTED = "not_started"
+    ALREADY_STARTED = "already_started"
+    BAD_MESSAGE = "bad_message"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    TOO_LARGE = "too_large"
+    IDLE = "idle"
+    """Nothing came for too long; found by the shell, which has the clock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Audio:
     """A block of the stream's bytes; a sample may be split between two blocks."""
@@ -33,7 +45,7 @@ class Audio:
 class Violation:
     """The client broke the protocol: answer with this error, then close."""
 
-    code: str
+    code: Code
     message: str
 
 
@@ -73,7 +85,7 @@ class StreamProtocol:
             return self._audio(data)
         if len(data) > MAX_TEXT_BYTES:
             return self._violation(
-                "too_large",
+                Code.TOO_LARGE,
                 f"text message of {len(data)} characters; at most {MAX_TEXT_BYTES} are taken",
             )
         try:
@@ -82,16 +94,16 @@ class StreamProtocol:
             version = _version_of(data)
             if version is not None and version != VERSION:
                 return self._violation(
-                    "unsupported_version",
+                    Code.UNSUPPORTED_VERSION,
                     f"protocol version {version!r} is not spoken; expected {VERSION}",
                 )
-            return self._violation("bad_message", str(error))
+            return self._violation(Code.BAD_MESSAGE, str(error))
         return self._message(message)
 
     def _audio(self, data: bytes) -> Action | None:
         if self._state is _State.WAITING:
             return self._violation(
-                "not_started", "found audio before `start`; send `start` as the first message"
+                Code.NOT_STARTED, "found audio before `start`; send `start` as the first message"
             )
         return Audio(data) if data else None
 
@@ -100,16 +112,17 @@ class StreamProtocol:
         if self._state is _State.WAITING and not starts:
             name = type(message).__name__.lower()
             return self._violation(
-                "not_started", f"found `{name}` before `start`; send `start` as the first message"
+                Code.NOT_STARTED,
+                f"found `{name}` before `start`; send `start` as the first message",
             )
         if self._state is _State.STREAMING and starts:
             return self._violation(
-                "already_started", "found a second `start`; open one connection per stream"
+                Code.ALREADY_STARTED, "found a second `start`; open one connection per stream"
             )
         self._state = _State.ENDED if isinstance(message, Stop | Cancel) else _State.STREAMING
         return message
 
-    def _violation(self, code: str, message: str) -> Violation:
+    def _violation(self, code: Code, message: str) -> Violation:
         self._state = _State.ENDED
         return Violation(code, message)
 

@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
+
 from voiced.audio.clock import Clock
 from voiced.daemon.errors import (
     NotReady,
@@ -41,7 +43,7 @@ class Streams:
         metrics: Metrics | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`settings` are the defaults that a stream's `start` changes."""
+        """`settings` are the defaults; a stream's `start` may change language and partials."""
         self.engine = engine
         self.metrics = metrics or Metrics()
         self.max_streams = max_streams
@@ -76,6 +78,7 @@ class Streams:
             AudioError: The audio chain cannot be made, e.g. a detector is missing.
         """
         name = start.stream or self._free_name()
+        start = msgspec.structs.replace(start, language=start.language or self._settings.language)
         refusal = self.refusal() or self._objection(name, start)
         if refusal is not None:
             self.metrics.streams_refused.labels(code=refusal.code).inc()
