@@ -121,6 +121,8 @@ class EngineConfig:
     max_batch: int = 4
     """Most segments of one gear run together."""
     max_queued_finals: int = 64
+    max_segment_s: float = 16.0
+    """Longest segment of live streams: gears up to it are warmed before READY."""
     hang_timeout_s: float = 30.0
     """A single engine call longer than this means that the worker hangs and is replaced."""
     options: dict[str, str] = field(default_factory=dict)

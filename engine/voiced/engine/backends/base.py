@@ -39,6 +39,8 @@ class Backend(Protocol):
     """A runtime."""
 
     name: str
+    compiles_shapes: bool
+    """A shape's first run costs more than later ones, so every gear must be warmed by itself."""
 
     def load(self, path: Path, *, threads: int) -> Session:
         """Load a graph from a bundle's file.

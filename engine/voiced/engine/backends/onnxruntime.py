@@ -50,6 +50,7 @@ class OrtBackend:
     """Loads graphs with this process's onnxruntime."""
 
     name = "onnxruntime"
+    compiles_shapes = False
 
     def __init__(self) -> None:
         try:

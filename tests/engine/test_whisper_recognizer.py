@@ -1,0 +1,140 @@
+"""The real model on real speech: few clips, every promise of the recogniser once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from voiced.audio.frames import Segment
+from voiced.audio.sources.media import read_all
+from voiced.engine import golden
+from voiced.engine.bundle import Bundle
+from voiced.engine.errors import BundleError, UnknownLanguage
+from voiced.engine.recognizer import Recognizer, load_recognizer
+from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
+
+pytestmark = pytest.mark.model
+
+EN = "en_commands_misc/turn_on_the_living_room_lamp"
+EN_LONG = "en_misc/jfk"
+ZH = "zh_multispeaker/SSB02000375"
+
+
+@pytest.fixture(scope="module")
+def recognizer(bundle: Path) -> Iterator[Recognizer]:
+    loaded = load_recognizer(EngineConfig(bundle_dir=str(bundle), max_batch=3))
+    loaded.warm(lambda _: None)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="module")
+def clips(speech_dir: Path) -> dict[str, np.ndarray]:
+    names = (EN, EN_LONG, ZH)
+    return {n: np.rint(read_all(speech_dir / f"{n}.flac") * 32767).astype(np.int16) for n in names}
+
+
+def ask(
+    pcm: np.ndarray, language: str | None = None, kind: RequestKind = RequestKind.FINAL
+) -> Request:
+    return Request(Segment(7, "test", 0, pcm, language), kind=kind, revision=3)
+
+
+def one(recognizer: Recognizer, request: Request) -> Transcript:
+    (answer,) = recognizer.recognize([request])
+    assert isinstance(answer, Transcript)
+    return answer
+
+
+def test_english_and_mandarin_are_read(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    answer = one(recognizer, ask(clips[EN], "en"))
+    assert "turn on the living room lamp" in answer.text.lower()
+    assert (answer.segment, answer.revision, answer.is_final) == (7, 3, True)
+    assert 0.5 < answer.confidence <= 1
+    assert answer.n_best[0][0] == answer.text
+    assert answer.timings.steps > 3
+    answer = one(recognizer, ask(clips[ZH], "zh"))
+    assert "销售过程管理" in answer.text
+
+
+def test_the_language_is_found_among_those_configured(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    assert one(recognizer, ask(clips[EN_LONG])).language == "en"
+    answer = one(recognizer, ask(clips[ZH]))
+    assert answer.language == "zh"
+    assert "销售过程管理" in answer.text
+
+
+def test_a_batch_gives_each_its_own_text(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    quiet = (clips[EN] // 3).astype(np.int16)
+    requests = [ask(clips[ZH], "zh"), ask(clips[EN], None), ask(quiet, "en")]
+    alone = [one(recognizer, r).text for r in requests]
+    together = [a.text for a in recognizer.recognize(requests) if isinstance(a, Transcript)]
+    assert together == alone
+
+
+def test_a_partial_is_greedy_and_says_the_same(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    answer = one(recognizer, ask(clips[EN], "en", RequestKind.PARTIAL))
+    assert "living room lamp" in answer.text.lower()
+    assert not answer.is_final
+    final = ask(clips[EN], "en")
+    assert recognizer.batch_key(final) != recognizer.batch_key(
+        ask(clips[EN], "en", RequestKind.PARTIAL)
+    )
+
+
+def test_what_no_gear_holds_is_read_piece_by_piece(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    long = np.tile(clips[EN_LONG], 4)  # 44 s
+    answer = one(recognizer, ask(long, "en"))
+    assert answer.text.lower().count("fellow americans") == 4
+
+
+def test_nothing_gives_no_text(recognizer: Recognizer) -> None:
+    for samples in (0, 1, 399, 16_000):
+        answer = one(recognizer, ask(np.zeros(samples, np.int16), "en"))
+        assert answer.text == "" or answer.confidence < 0.5
+
+
+def test_a_language_that_the_model_does_not_know_fails_alone(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    bad, good = recognizer.recognize([ask(clips[EN], "qq"), ask(clips[EN], "en")])
+    assert isinstance(bad, UnknownLanguage)
+    assert isinstance(good, Transcript)
+    assert "lamp" in good.text.lower()
+
+
+def test_an_unknown_configured_language_is_refused_at_load(bundle: Path) -> None:
+    with pytest.raises(UnknownLanguage, match="qq"):
+        load_recognizer(EngineConfig(bundle_dir=str(bundle), languages=("en", "qq")))
+
+
+def test_the_golden_pair_holds_and_a_wrong_one_is_noticed(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle, verify="size")
+    assert "golden pair ok" in golden.check(opened)
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    with np.load(copy / golden.GOLDEN_OUTPUT) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    arrays["cross_k"] = arrays["cross_k"] * 1.2
+    np.savez(copy / golden.GOLDEN_OUTPUT, **arrays)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    entry = manifest["files"][golden.GOLDEN_OUTPUT]
+    entry["bytes"] = (copy / golden.GOLDEN_OUTPUT).stat().st_size
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="numbers off by"):
+        golden.check(Bundle.open(copy, verify="size"))
