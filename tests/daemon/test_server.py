@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from voiced.audio.errors import VadUnavailable
+from voiced.audio.frames import AudioFrame, SegmentEvent
 from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
 from voiced.daemon.errors import PortInUse
@@ -91,10 +92,10 @@ class Rig:
             **{"compression": None, "proxy": None, "max_size": None, **options},
         )
 
-    async def get(self, target: str, *, headers: str = "") -> tuple[int, dict[str, str], str]:
+    async def get(self, target: str, *, method: str = "GET") -> tuple[int, dict[str, str], str]:
         """Do a plain HTTP request: status, headers, body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
-        writer.write(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())
+        writer.write(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         answer = (await reader.read()).decode()
         writer.close()
         await writer.wait_closed()
@@ -516,6 +517,33 @@ def test_a_detector_that_is_missing_refuses_the_stream_alone() -> None:
     serve(scenario, open_chain=open_chain)
 
 
+def test_a_fault_of_ours_ends_its_stream_with_the_code_alone() -> None:
+    class Broken(StreamFront):
+        def feed(self, frame: AudioFrame) -> list[SegmentEvent]:
+            raise KeyError("secret")
+
+    def open_chain(name: str, start: Start) -> tuple[Intake, StreamFront]:
+        intake, front = LoudnessChains()(name, start)
+        if start.stream == "broken":
+            front.__class__ = Broken
+        return intake, front
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as good, rig.client() as bad:
+            await started(good)
+            await send(bad, Start(v=1, audio=AudioParams(), stream="broken"), WORD)
+            error = (await rest(bad))[-1]
+            assert isinstance(error, Error)
+            assert error.code == "internal"
+            assert "secret" not in error.message
+            assert bad.close_code == 1011
+            await send(good, WORD, Stop())
+            assert kinds(await rest(good))[-2:] == ["Final", "Ended"]
+        assert isinstance(await rig.on_bus(lambda m: isinstance(m, Ended)), Ended)
+
+    serve(scenario, open_chain=open_chain)
+
+
 def test_a_web_page_of_elsewhere_may_not_connect() -> None:
     async def scenario(rig: Rig) -> None:
         with pytest.raises(InvalidStatus) as caught:
@@ -577,6 +605,8 @@ def test_health_readiness_metrics_and_the_rest() -> None:
             assert line in body.splitlines()
         status, _, body = await rig.get("/nothing")
         assert (status, json.loads(body)["code"]) == (404, "not_found")
+        status, headers, _ = await rig.get("/metrics", method="DELETE")
+        assert (status, headers["allow"]) == (405, "get")
         status, _, body = await rig.get("/v1/stream")
         assert (status, json.loads(body)["code"]) == (426, "upgrade_required")
 

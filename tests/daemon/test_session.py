@@ -210,6 +210,31 @@ def test_a_final_keeps_what_partials_called_stable() -> None:
     run(scenario)
 
 
+def test_a_partial_under_way_is_taken_back_when_its_segment_closes() -> None:
+    class SlowPartials(ScriptedEngine):
+        taken_back = 0
+
+        async def recognize(self, request: Request) -> Transcript:
+            if request.kind is RequestKind.PARTIAL:
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    self.taken_back += 1
+                    raise
+            return await super().recognize(request)
+
+    async def scenario() -> None:
+        engine = SlowPartials()
+        bench = Bench(engine=engine)
+        session = bench.open()
+        await session.feed(WORD)
+        await session.finish()
+        assert bench.names() == ["Ready", "SpeechStarted", "SpeechEnded", "Final", "Ended"]
+        assert engine.taken_back == 1
+
+    run(scenario)
+
+
 def test_an_empty_final_takes_back_what_partials_said() -> None:
     def answer(request: Request) -> Transcript:
         text = "thank you" if request.kind is RequestKind.PARTIAL else ""

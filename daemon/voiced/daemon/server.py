@@ -164,6 +164,15 @@ class Server:
 
     def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain HTTP; None lets a WebSocket upgrade go on."""
+        method = getattr(request, "method", "GET")  # older library versions know GET alone
+        if method != "GET":
+            response = _json(
+                connection,
+                http.HTTPStatus.METHOD_NOT_ALLOWED,
+                {"code": "method", "message": f"found {method}, expected GET"},
+            )
+            response.headers["Allow"] = "GET"
+            return response
         path = request.path.partition("?")[0]
         if path == "/v1/stream":
             return self._on_upgrade(connection, request)

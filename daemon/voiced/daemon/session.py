@@ -103,7 +103,7 @@ class SessionSettings:
 
     wants_partials: bool = True
     language: str | None = None
-    """Pinned by the client; None lets the engine choose."""
+    """Pinned by the client, or by the daemon's settings; None lets the engine choose."""
     max_backlog_s: float = 30.0
     """Speech closed but not answered above which `feed` waits: the source is slowed."""
     final_timeout_s: float = 60.0
@@ -125,7 +125,7 @@ class _State:
     asked: int = 0
     """The last one the engine was asked for; ahead of `revision` when a partial was dropped."""
     partial: asyncio.Task[None] | None = None
-    is_closed: bool = False
+    """The one under way; cancelled when the segment closes."""
     last: tuple[str, int] = ("", 0)
     """Text and stable characters of the last partial."""
 
@@ -352,7 +352,9 @@ class StreamSession:
         state, self._open = self._open, None
         if state is None:
             raise RuntimeError(f"stream {self.name}: a segment ended that was never opened")
-        state.is_closed = True
+        if state.partial is not None:  # the final comes first, and nobody wants this any more
+            state.partial.cancel()
+            self._metrics.partials_dropped.labels(reason="closed").inc()
         return state
 
     # ---- results ---------------------------------------------------------------------------
@@ -380,9 +382,6 @@ class StreamSession:
         state.partial = None
         if isinstance(outcome, _Failure):
             self._metrics.partials_dropped.labels(reason=outcome.code).inc()
-            return
-        if state.is_closed:
-            self._metrics.partials_dropped.labels(reason="closed").inc()
             return
         text, stable_chars = state.tracker.update(outcome.text, outcome.language)
         if (text, stable_chars) == state.last:
