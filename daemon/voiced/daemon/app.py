@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
@@ -120,10 +119,7 @@ class Daemon:
             self._stop.set()
             return
         logger.critical("second signal, exit at once signal=%s", number.name)
-        worker = self._engine.info.worker_pid if self._engine.info is not None else None
-        if worker is not None and worker != os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGKILL)
+        # The worker dies with its parent.
         os._exit(EXIT_FAILED)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
