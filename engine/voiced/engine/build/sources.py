@@ -93,7 +93,7 @@ MODELS = {
             summary="Silero voice activity detector, needed by the default VAD",
             family="vad",
             licence="MIT",
-            content_sha256="7ed98ddbad84ccac4cd0aeb3099049280713df825c610a8ed34543318f1b2c49",
+            content_sha256="9ccdacc4719d8aa7e45a77536bfabec45a03ba1f2fad5e241ab4060b24238a85",
             alternatives=(
                 (
                     Package(
@@ -103,7 +103,7 @@ MODELS = {
                     ),
                 ),
             ),
-            files=("silero_vad_16k_op15.onnx", "silero_vad.onnx"),
+            files=("silero_vad_16k_sequence.onnx", "silero_vad.onnx"),
             needed_bytes=40_000_000,
         ),
     )
