@@ -185,7 +185,7 @@ def test_partials_grow_until_the_final_and_never_after() -> None:
     run(scenario)
 
 
-def test_a_final_keeps_what_partials_called_stable() -> None:
+def test_a_final_corrects_what_partials_called_stable() -> None:
     def answer(request: Request) -> Transcript:
         words = "open the windows" if request.kind is RequestKind.PARTIAL else "Close the windows"
         return replace(length_as_text(request), text=words)
@@ -204,8 +204,8 @@ def test_a_final_keeps_what_partials_called_stable() -> None:
         assert isinstance(partial, Partial)
         assert isinstance(final, Final)
         assert partial.stable_chars > 0
-        assert final.text.startswith(partial.text[: partial.stable_chars])
-        assert bench.metrics.value("voiced_finals_held_total") == 1
+        assert final.text == "Close the windows"
+        assert bench.metrics.value("voiced_finals_corrected_total") == 1
 
     run(scenario)
 

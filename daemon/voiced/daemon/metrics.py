@@ -44,9 +44,9 @@ class Metrics:
             "voiced_segments_dropped", "Segments that were no speech", registry=registry
         )
         self.finals = Counter("voiced_finals", "Final results", registry=registry)
-        self.finals_held = Counter(
-            "voiced_finals_held",
-            "Finals whose text was bent to keep what partials had promised",
+        self.finals_corrected = Counter(
+            "voiced_finals_corrected",
+            "Finals that differ from what their partials called stable",
             registry=registry,
         )
         self.failed = Counter(

@@ -457,10 +457,9 @@ class StreamSession:
         if arrived_ns is not None:
             latency_ns = max(0, self._clock.monotonic_ns() - arrived_ns)
             self._metrics.latency_s.observe(latency_ns / 1e9)
-        # Empty text takes back what partials said: there was no speech after all.
-        text = state.tracker.finish(transcript.text) if transcript.text else ""
-        if text != transcript.text:
-            self._metrics.finals_held.inc()
+        promised = state.last[0][: state.last[1]]
+        if not transcript.text.startswith(promised):
+            self._metrics.finals_corrected.inc()
         self._finals += 1
         self._metrics.finals.inc()
         self._emit(
@@ -468,7 +467,7 @@ class StreamSession:
                 stream=self.name,
                 segment=state.id,
                 revision=state.revision + 1,
-                text=text,
+                text=transcript.text,
                 language=transcript.language,
                 confidence=transcript.confidence,
                 start_ms=samples_to_ms(state.start_sample),
