@@ -19,7 +19,8 @@ from voiced.audio.frames import RATE_HZ, AudioFrame, Segment, SegmentClosed
 from voiced.audio.front import FrontSettings, StreamFront
 from voiced.audio.sources.media import decode_file
 from voiced.audio.vad import VadFactory, VadKind
-from voiced.bench.errors import PeerUnavailable
+from voiced.bench.corpus import Clip
+from voiced.bench.errors import CorpusError, PeerUnavailable
 from voiced.engine.errors import EngineError, FetchError
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.types import EngineConfig, Request
@@ -70,6 +71,33 @@ def read_pcm(path: Path) -> Pcm:
     return np.concatenate([float_to_int16(block) for block in decode_file(path)])
 
 
+def read_speech(clips: Sequence[Clip], seconds: float) -> npt.NDArray[np.float32]:
+    """Join speech clips to float32[n] of at least `seconds`, where there is as much.
+
+    Sets take turns; half a second of silence lies between two clips, as between sentences.
+
+    Raises:
+        CorpusError: There is no speech clip.
+        MediaError: A recording cannot be decoded.
+    """
+    turns: dict[str, int] = {}
+    order: list[tuple[int, Clip]] = []
+    for clip in clips:
+        if clip.is_speech:
+            turns[clip.set] = turns.get(clip.set, 0) + 1
+            order.append((turns[clip.set], clip))
+    parts: list[npt.NDArray[np.float32]] = []
+    samples = 0
+    for _, clip in sorted(order, key=lambda each: each[0]):
+        if samples >= seconds * RATE_HZ:
+            break
+        parts += [_to_float(read_pcm(clip.path)), np.zeros(RATE_HZ // 2, np.float32)]
+        samples += len(parts[-2]) + len(parts[-1])
+    if not parts:
+        raise CorpusError("no speech clip among the recordings")
+    return np.concatenate(parts)
+
+
 def _to_float(pcm: Pcm) -> npt.NDArray[np.float32]:
     return np.divide(pcm, _PCM_SCALE, dtype=np.float32)
 
@@ -106,13 +134,7 @@ class Segmentation:
 class Voiced:
     """Our engine's recogniser, in this process, without the worker's socket."""
 
-    def __init__(
-        self,
-        name: str,
-        config: EngineConfig,
-        segmentation: Segmentation,
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, name: str, config: EngineConfig, segmentation: Segmentation) -> None:
         """Load and warm the bundle.
 
         Raises:
@@ -121,7 +143,7 @@ class Voiced:
         self.name = name
         self._segmentation = segmentation
         self._recognizer = load_recognizer(config)
-        self._recognizer.warm(say)
+        self._recognizer.warm(lambda _: None)
         self.bundle = self._recognizer.info.bundle
         self.max_segment_s = self._recognizer.info.max_segment_s
 

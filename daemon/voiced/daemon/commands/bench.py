@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voiced.bench import accuracy as accuracy_bench
+from voiced.bench import frontend as frontend_bench
 from voiced.bench import peers as peers_bench
+from voiced.bench import systems as bench_systems
 from voiced.bench.accuracy import Policy, policy_config
 from voiced.bench.corpus import load_corpus
 from voiced.bench.errors import CorpusError, PeerUnavailable
@@ -24,6 +26,7 @@ from voiced.bench.systems import (
 )
 from voiced.daemon.commands.engines import engine_config
 from voiced.engine import store
+from voiced.engine.types import EngineConfig
 
 FASTER_WHISPER = "faster-whisper"
 PEERS = (FASTER_WHISPER,)
@@ -70,7 +73,7 @@ def accuracy(
     segmentation = Segmentation(store.silero_path())
     normaliser = best_normaliser()
     ours = [
-        Voiced(each.value, policy_config(config, each), segmentation, _say)
+        _load(each.value, policy_config(config, each), segmentation)
         for each in ((policy,) if policy else (Policy.SHIPPED, Policy.PAD30))
     ]
     systems: list[System] = [*ours]
@@ -152,7 +155,7 @@ def peers(
     machine = describe()
     config = engine_config(model, backend, threads=threads, beam=beam)
     peer = FasterWhisper(ct2_folder(_say, source=weights), threads=threads, beam=beam)
-    ours = Voiced("voiced", config, Segmentation(store.silero_path()), _say)
+    ours = _load("voiced", config, Segmentation(store.silero_path()))
     normaliser = best_normaliser()
     try:
         with progress(len(chosen), "clips") as advance:
@@ -179,10 +182,45 @@ def peers(
     return 0
 
 
+def frontend(
+    *,
+    clips: Path | None = None,
+    sets: Sequence[str] = (),
+    seconds: float = 60.0,
+    json_path: Path | None = None,
+) -> int:
+    """Print what a stream costs besides the recogniser; return 0.
+
+    Args:
+        clips: Folder of recordings to play; None plays generated sound.
+        sets: Only these sets; empty for all.
+        seconds: Speech to play, from the first clips of each set in turn.
+        json_path: Where to write all figures.
+
+    Raises:
+        CorpusError, AudioError, OSError: Nothing can be measured.
+    """
+    machine = describe()
+    silero = store.silero_path()
+    if clips is None:
+        figures = frontend_bench.run(silero)
+    else:
+        speech = bench_systems.read_speech(load_corpus(clips, sets=sets), seconds)
+        figures = frontend_bench.run(silero, speech=speech, source=f"clips of {clips.name}")
+    settings = {"speech": figures.source}
+    publish(Report("frontend", settings, (figures.table(),), figures, machine), json_path=json_path)
+    return 0
+
+
 def _check_peers(names: Sequence[str]) -> None:
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise PeerUnavailable(f"no peer {', '.join(unknown)}; expected one of {', '.join(PEERS)}")
+
+
+def _load(name: str, config: EngineConfig, segmentation: Segmentation) -> Voiced:
+    _say(f"loading {name}")
+    return Voiced(name, config, segmentation)
 
 
 def _say(text: str) -> None:
