@@ -1,0 +1,271 @@
+"""What runs next: every accepted request leaves once, finals first, streams in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from voiced.audio.frames import Segment
+from voiced.engine.errors import DeadlineExceeded, EngineBusy, Superseded
+from voiced.engine.scheduler import SIMILAR_AGE_NS, Dropped, Job, Scheduler
+from voiced.engine.types import Request, RequestKind
+
+MS = 1_000_000
+
+
+def make_job(
+    job_id: int,
+    *,
+    segment: int = 1,
+    stream: str = "a",
+    kind: str = "final",
+    revision: int = 1,
+    accepted_ns: int = 0,
+    deadline_ns: int | None = None,
+    samples: int = 160,
+) -> Job:
+    pcm = np.zeros(samples, dtype=np.int16)
+    request = Request(
+        Segment(segment, stream, 0, pcm), RequestKind(kind), revision, deadline_ns=deadline_ns
+    )
+    return Job(job_id, request, accepted_ns)
+
+
+def by_length(request: Request) -> Hashable:
+    return len(request.segment.pcm)
+
+
+def ids(items: list[Job] | list[Dropped]) -> list[int]:
+    return [item.job.id if isinstance(item, Dropped) else item.id for item in items]
+
+
+def test_finals_run_before_partials_that_came_earlier() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="partial"))
+    scheduler.submit(make_job(2, segment=2))
+    assert ids(scheduler.next_batch(0, by_length, 4)) == [2]
+    assert ids(scheduler.next_batch(0, by_length, 4)) == [1]
+    assert scheduler.next_batch(0, by_length, 4) == []
+
+
+def test_only_the_newest_partial_of_a_segment_waits() -> None:
+    scheduler = Scheduler()
+    assert scheduler.submit(make_job(1, kind="partial", revision=1)) == []
+    dropped = scheduler.submit(make_job(2, kind="partial", revision=2))
+    assert ids(dropped) == [1]
+    assert isinstance(dropped[0].error, Superseded)
+    late = scheduler.submit(make_job(3, kind="partial", revision=1))
+    assert ids(late) == [3]
+    assert ids(scheduler.next_batch(0, by_length, 4)) == [2]
+
+
+def test_a_final_takes_the_place_of_its_segments_partial() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="partial"))
+    scheduler.submit(make_job(2, segment=2, kind="partial"))
+    assert ids(scheduler.submit(make_job(3, segment=1))) == [1]
+    assert ids(scheduler.submit(make_job(4, segment=1, kind="partial", revision=9))) == [4]
+
+
+def test_streams_take_turns_among_finals_of_similar_age() -> None:
+    scheduler = Scheduler()
+    for n in range(3):
+        scheduler.submit(make_job(n, segment=n, stream="busy", accepted_ns=n))
+    scheduler.submit(make_job(10, segment=10, stream="quiet", accepted_ns=10))
+    order = [ids(scheduler.next_batch(20, by_length, 1))[0] for _ in range(4)]
+    assert order == [0, 10, 1, 2]
+
+
+def test_a_much_older_final_is_not_passed_for_fairness() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, stream="busy"))
+    scheduler.submit(make_job(2, segment=2, stream="busy", accepted_ns=1))
+    scheduler.submit(make_job(3, segment=3, stream="quiet", accepted_ns=SIMILAR_AGE_NS + 2))
+    order = [ids(scheduler.next_batch(0, by_length, 1))[0] for _ in range(3)]
+    assert order == [1, 2, 3]
+
+
+def test_a_batch_holds_requests_of_one_key_only() -> None:
+    scheduler = Scheduler()
+    for n, samples in enumerate([160, 320, 160, 160]):
+        scheduler.submit(make_job(n, segment=n, accepted_ns=n, samples=samples))
+    assert ids(scheduler.next_batch(9, by_length, 2)) == [0, 2]
+    assert ids(scheduler.next_batch(9, by_length, 2)) == [1]
+    assert ids(scheduler.next_batch(9, by_length, 2)) == [3]
+
+
+def test_a_request_past_its_deadline_fails_and_never_runs() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, deadline_ns=5 * MS))
+    assert scheduler.expire(5 * MS) == []
+    assert scheduler.next_batch(6 * MS, by_length, 4) == []
+    dropped = scheduler.expire(6 * MS)
+    assert ids(dropped) == [1]
+    assert isinstance(dropped[0].error, DeadlineExceeded)
+    assert "waited 6 ms" in str(dropped[0].error)
+    assert len(scheduler) == 0
+
+
+def test_a_late_final_does_not_hold_up_partials() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, deadline_ns=1))
+    scheduler.submit(make_job(2, segment=2, kind="partial"))
+    assert ids(scheduler.next_batch(2, by_length, 4)) == [2]
+
+
+def test_cancel_takes_one_job_or_the_whole_segment() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1))
+    scheduler.submit(make_job(2, segment=1))
+    scheduler.submit(make_job(3, segment=2))
+    assert ids(scheduler.cancel(1, 2)) == [2]
+    assert scheduler.cancel(2, 1) == []
+    assert ids(scheduler.cancel(1)) == [1]
+    assert ids(scheduler.next_batch(0, by_length, 4)) == [3]
+
+
+def test_a_full_queue_refuses_finals_and_says_when_to_come_back() -> None:
+    scheduler = Scheduler(max_queued_finals=2)
+    scheduler.submit(make_job(1, segment=1))
+    scheduler.submit(make_job(2, segment=2))
+    with pytest.raises(EngineBusy) as refused:
+        scheduler.submit(make_job(3, segment=3, accepted_ns=700 * MS))
+    assert refused.value.retry_after_ms == 700
+    assert len(scheduler) == 2
+
+
+def test_too_many_partials_drop_the_oldest() -> None:
+    scheduler = Scheduler(max_queued_partials=2)
+    scheduler.submit(make_job(1, segment=1, kind="partial"))
+    scheduler.submit(make_job(2, segment=2, kind="partial"))
+    assert ids(scheduler.submit(make_job(3, segment=3, kind="partial"))) == [1]
+
+
+def test_load_counts_what_waits_and_how_long() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, accepted_ns=0))
+    scheduler.submit(make_job(2, segment=2, kind="partial"))
+    load = scheduler.load(2_000 * MS)
+    assert (load.queued_finals, load.queued_partials, load.oldest_final_age_s) == (1, 1, 2.0)
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=1, max_size=24), st.integers(1, 4))
+def test_streams_that_all_wait_are_served_evenly(streams: list[str], max_batch: int) -> None:
+    scheduler = Scheduler()
+    left = {name: streams.count(name) for name in set(streams)}
+    for n, stream in enumerate(streams):
+        scheduler.submit(make_job(n, segment=n, stream=stream, accepted_ns=n))
+    served = dict.fromkeys(left, 0)
+    while batch := scheduler.next_batch(99, by_length, max_batch):
+        for job in batch:
+            name = job.request.segment.stream
+            served[name] += 1
+            waiting = [served[other] for other in served if served[other] < left[other]]
+            assert all(served[name] <= count + 1 for count in waiting)
+    assert served == left
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Any sequence of calls: each accepted job leaves exactly once."""
+
+    jobs: Bundle[Job] = Bundle("jobs")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(max_queued_finals=4, max_queued_partials=3)
+        self.now_ns = 0
+        self.next_id = 0
+        self.inside: dict[int, Job] = {}
+        self.left: set[int] = set()
+
+    def leave(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            assert job.id in self.inside, "left twice, or never accepted"
+            del self.inside[job.id]
+            self.left.add(job.id)
+
+    @rule(
+        target=jobs,
+        segment=st.integers(1, 5),
+        stream=st.sampled_from("ab"),
+        kind=st.sampled_from(["final", "partial"]),
+        revision=st.integers(1, 4),
+        lasts_ns=st.none() | st.integers(0, 20),
+        samples=st.sampled_from([160, 320]),
+    )
+    def submit(
+        self,
+        segment: int,
+        stream: str,
+        kind: str,
+        revision: int,
+        lasts_ns: int | None,
+        samples: int,
+    ) -> Job:
+        self.next_id += 1
+        job = make_job(
+            self.next_id,
+            segment=segment,
+            stream=stream,
+            kind=kind,
+            revision=revision,
+            accepted_ns=self.now_ns,
+            deadline_ns=None if lasts_ns is None else self.now_ns + lasts_ns,
+            samples=samples,
+        )
+        finals = sum(other.is_final for other in self.inside.values())
+        try:
+            dropped = self.scheduler.submit(job)
+        except EngineBusy:
+            assert job.is_final
+            assert finals == 4
+            return job
+        self.inside[job.id] = job
+        assert all(not drop.job.is_final for drop in dropped), "a final gave way"
+        self.leave([drop.job for drop in dropped])
+        return job
+
+    @rule(ns=st.integers(1, 30))
+    def wait(self, ns: int) -> None:
+        self.now_ns += ns
+
+    @rule()
+    def expire(self) -> None:
+        dropped = self.scheduler.expire(self.now_ns)
+        assert all(drop.job.is_late(self.now_ns) for drop in dropped)
+        self.leave([drop.job for drop in dropped])
+        assert not any(job.is_late(self.now_ns) for job in self.inside.values())
+
+    @rule(job=consumes(jobs), only_this=st.booleans())
+    def cancel(self, job: Job, only_this: bool) -> None:
+        segment = job.request.segment.id
+        self.leave(self.scheduler.cancel(segment, job.id if only_this else None))
+        assert job.id not in self.inside
+
+    @rule(max_batch=st.integers(1, 3))
+    def run(self, max_batch: int) -> None:
+        in_time = [job for job in self.inside.values() if not job.is_late(self.now_ns)]
+        batch = self.scheduler.next_batch(self.now_ns, by_length, max_batch)
+        assert bool(batch) == bool(in_time)
+        assert len(batch) <= max_batch
+        assert len({by_length(job.request) for job in batch}) <= 1
+        if any(job.is_final for job in in_time):
+            assert all(job.is_final for job in batch)
+        self.leave(batch)
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert len(self.scheduler) == len(self.inside)
+        partials = [job.request.segment.id for job in self.inside.values() if not job.is_final]
+        finals = {job.request.segment.id for job in self.inside.values() if job.is_final}
+        assert len(partials) == len(set(partials))
+        assert len(partials) <= 3
+        assert not finals & set(partials)
+
+
+TestAnyOrder = AnyOrder.TestCase
