@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +108,12 @@ def test_the_kept_english_normaliser_is_used_where_it_is_installed() -> None:
     assert normaliser.name == "whisper-normalizer"
     words = normaliser.units("The colour, of Mr. Smith", "en")
     assert words == ["the", "color", "of", "mister", "smith"]
+
+
+def test_without_the_kept_normaliser_our_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("whisper_normalizer", "whisper_normalizer.english"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    assert best_normaliser() == builtin_normaliser()
 
 
 def test_the_report_can_tell_which_normaliser_was_used() -> None:

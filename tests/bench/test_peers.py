@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 from voiced.bench import peers, systems
 from voiced.bench.corpus import Clip
+from voiced.bench.errors import PeerUnavailable
 from voiced.bench.normalise import builtin_normaliser
 from voiced.bench.peers import LENGTHS, Pair
-from voiced.bench.systems import Answer, ct2_folder
+from voiced.bench.systems import Answer, FasterWhisper, ct2_folder
 from voiced.engine.build import sources
 from voiced.engine.build.ct2 import content_sha256
 from voiced.engine.errors import FetchError
@@ -111,6 +113,14 @@ def test_the_tables_show_every_pair_and_every_class() -> None:
     pairs = [pair(0, 10, 100), pair(1, 10, 80)]
     assert [row[-1] for row in peers.pair_table(pairs, "peer").rows] == ["x10.0", "x8.0"]
     assert [row[5] for row in peers.ratio_table(pairs, "peer").rows] == ["x10.0", "x8.0"]
+
+
+def test_a_peer_that_is_not_installed_is_reported_with_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    with pytest.raises(PeerUnavailable, match="install the dependency group `peers`"):
+        FasterWhisper(tmp_path, threads=1, beam=5)
 
 
 # ---- the peer's weights ------------------------------------------------------------------------
