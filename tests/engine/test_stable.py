@@ -1,13 +1,11 @@
-"""What of a growing text is settled, and which revisions are refused."""
+"""What of a growing text is settled."""
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiced.engine.stable import PartialTracker, RevisionError, TranscriptLog, tokens_of
-from voiced.engine.types import Transcript
+from voiced.engine.stable import PartialTracker, tokens_of
 
 words = st.sampled_from(
     [
@@ -29,18 +27,6 @@ words = st.sampled_from(
 )
 texts = st.lists(words, max_size=8).map(" ".join) | st.text(max_size=20)
 languages = st.sampled_from(["en", "zh"])
-
-
-def revision(number: int, text: str, stable: int = 0, *, is_final: bool = False) -> Transcript:
-    return Transcript(
-        segment=7,
-        revision=number,
-        text=text,
-        is_final=is_final,
-        language="en",
-        confidence=1.0,
-        stable_chars=stable,
-    )
 
 
 def test_words_that_two_hypotheses_begin_with_are_settled() -> None:
@@ -84,24 +70,14 @@ def test_another_language_agrees_with_nothing() -> None:
     assert tracker.update("OK", "zh") == ("OK", 0)
 
 
-def test_the_final_keeps_what_was_settled_and_adds_its_own_words() -> None:
-    tracker = PartialTracker()
-    tracker.update("turn on", "en")
-    tracker.update("turn on", "en")
-    assert tracker.finish("Turn on the lamp.") == "turn on the lamp."
-    assert PartialTracker().finish("Turn on.") == "Turn on."
-
-
 def test_tokens_know_apostrophes_ideographs_and_marks() -> None:
     assert [t.norm for t in tokens_of("Don't 打开 the A/C, क्या?")] == [
         "dont", "打", "开", "the", "a", "c", "क्या",
     ]  # fmt: skip
 
 
-@given(st.lists(st.tuples(texts, languages), max_size=8), texts)
-def test_the_settled_prefix_never_shrinks_or_changes(
-    hypotheses: list[tuple[str, str]], final: str
-) -> None:
+@given(st.lists(st.tuples(texts, languages), max_size=8))
+def test_the_settled_prefix_never_shrinks_or_changes(hypotheses: list[tuple[str, str]]) -> None:
     tracker, settled = PartialTracker(), ""
     for hypothesis, language in hypotheses:
         text, stable = tracker.update(hypothesis, language)
@@ -109,7 +85,6 @@ def test_the_settled_prefix_never_shrinks_or_changes(
         assert text.startswith(settled)
         assert stable >= len(settled)
         settled = text[:stable]
-    assert tracker.finish(final).startswith(settled)
 
 
 @given(st.lists(texts, min_size=1, max_size=6))
@@ -129,35 +104,3 @@ def test_saying_the_same_twice_settles_all_words(text: str) -> None:
     tracker.update(text, "en")
     tokens = tokens_of(text)
     assert tracker.update(text, "en") == (text, tokens[-1].end if tokens else 0)
-
-
-def test_the_log_lets_an_orderly_segment_through() -> None:
-    log = TranscriptLog()
-    log.accept(revision(1, "turn"))
-    log.accept(revision(2, "turn on", 4))
-    last = revision(3, "turn off", is_final=True)
-    assert log.accept(last) is last
-
-
-@pytest.mark.parametrize(
-    ("second", "complaint"),
-    [
-        (revision(3, "turn on", 4), "revision 3 after 1"),
-        (revision(1, "turn on", 4), "revision 1 after 1"),
-        (revision(2, "burn on", 4), "prefix changed"),
-        (revision(2, "turn on", 3), "prefix shrank"),
-        (revision(2, "turn", 5), "5 stable of 4"),
-    ],
-)
-def test_the_log_refuses_a_broken_promise(second: Transcript, complaint: str) -> None:
-    log = TranscriptLog()
-    log.accept(revision(1, "turn on", 4))
-    with pytest.raises(RevisionError, match=complaint):
-        log.accept(second)
-
-
-def test_nothing_follows_the_final() -> None:
-    log = TranscriptLog()
-    log.accept(revision(1, "turn on", is_final=True))
-    with pytest.raises(RevisionError, match="after final"):
-        log.accept(revision(2, "turn on", is_final=True))

@@ -245,6 +245,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_batch=engine.max_batch,
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,
+        max_segment_s=settings.vad.max_segment_s,
     )
 
 
@@ -255,6 +256,7 @@ def session_settings(settings: Settings) -> SessionSettings:
         max_backlog_s=settings.limits.max_backlog_s,
         final_timeout_s=settings.limits.final_timeout_s,
         partial_timeout_s=settings.limits.partial_timeout_s,
+        include_text=settings.logging.include_text,
     )
 
 

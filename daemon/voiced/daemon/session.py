@@ -110,6 +110,8 @@ class SessionSettings:
     """A final later than this after its segment's end fails with `deadline`."""
     partial_timeout_s: float = 2.0
     """A partial that waited longer is not worth making."""
+    include_text: bool = False
+    """Log what people said, at DEBUG."""
 
 
 @dataclass(slots=True)
@@ -384,7 +386,7 @@ class StreamSession:
             self._metrics.partials_dropped.labels(reason=outcome.code).inc()
             return
         text, stable_chars = state.tracker.update(outcome.text, outcome.language)
-        if (text, stable_chars) == state.last:
+        if not text or (text, stable_chars) == state.last:
             return
         state.last = text, stable_chars
         state.revision += 1
@@ -462,6 +464,8 @@ class StreamSession:
             self._metrics.finals_corrected.inc()
         self._finals += 1
         self._metrics.finals.inc()
+        if self._settings.include_text:
+            logger.debug("final stream=%s segment=%d text=%s", self.name, state.id, transcript.text)
         self._emit(
             Final(
                 stream=self.name,

@@ -2,53 +2,13 @@
 
 `PartialTracker` decides which part of a growing text is settled, by LocalAgreement-2: what two
 hypotheses in a row begin with is committed (Macháček, Dabre and Bojar, "Turning Whisper into
-Real-Time Transcription System", 2023, section 3). `TranscriptLog` refuses a revision that breaks
-a promise made by an earlier one.
+Real-Time Transcription System", 2023, section 3).
 """
 
 from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-
-from voiced.engine.types import Transcript
-
-
-class RevisionError(ValueError):
-    """Somebody of ours broke the order of revisions or changed a stable prefix."""
-
-
-class TranscriptLog:
-    """Holds one segment's revisions to their promises before they leave the engine."""
-
-    def __init__(self) -> None:
-        self._last: Transcript | None = None
-
-    def accept(self, new: Transcript) -> Transcript:
-        """Check `new` against the revision before it and return it.
-
-        Raises:
-            RevisionError: Another segment, a wrong number, a changed or shrunken stable prefix,
-                or anything after the final.
-        """
-        old, name = self._last, f"segment {new.segment}"
-        if not 0 <= new.stable_chars <= len(new.text):
-            found = f"{new.stable_chars} stable of {len(new.text)} characters"
-            raise RevisionError(f"{name}: {found} at revision {new.revision}")
-        if old is not None:
-            if new.segment != old.segment:
-                raise RevisionError(f"{name}: expected segment {old.segment}")
-            if old.is_final:
-                found = f"revision {new.revision} after final revision {old.revision}"
-                raise RevisionError(f"{name}: {found}")
-            if new.revision != old.revision + 1:
-                raise RevisionError(f"{name}: revision {new.revision} after {old.revision}")
-            if not new.text.startswith(old.text[: old.stable_chars]):
-                raise RevisionError(f"{name}: stable prefix changed at revision {new.revision}")
-            if new.stable_chars < old.stable_chars and not new.is_final:
-                raise RevisionError(f"{name}: stable prefix shrank at revision {new.revision}")
-        self._last = new
-        return new
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +107,6 @@ class PartialTracker:
                 self._stable = shown[: tokens[agreed - 1].end]
         self._previous, self._language = [token.norm for token in tokens], language
         return shown, len(self._stable)
-
-    def finish(self, text: str) -> str:
-        """Return the final text of the segment: settled words stay, the rest is the final's."""
-        return continue_from(self._stable, text)
 
 
 def continue_from(stable: str, text: str) -> str:

@@ -98,6 +98,7 @@ class EngineInfo:
     """Name and short hash, e.g. `whisper-base@3f2a9c1d`."""
     backend: str
     languages: tuple[str, ...]
+    """All that a segment may pin, not only the candidates for those that pin none."""
     max_segment_s: float
     """Longest segment one gear holds."""
     load_ms: float

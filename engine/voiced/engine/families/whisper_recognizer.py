@@ -81,7 +81,7 @@ class WhisperRecognizer:
         self._info = EngineInfo(
             bundle=bundle.id,
             backend=backend.name,
-            languages=config.languages,
+            languages=self.model.languages,
             max_segment_s=self._max_samples / RATE_HZ,
             load_ms=_ms_since(started),
             warm_ms=0.0,
