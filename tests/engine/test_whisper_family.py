@@ -91,7 +91,8 @@ def test_only_configured_languages_are_chosen() -> None:
 
 
 def test_limits_grow_with_the_audio() -> None:
-    assert frames_needed(16_000) == 120
+    assert frames_needed(16_000) == 100
+    assert frames_needed(16_001) == 101
     assert max_tokens(0, 448) == 8
     assert max_tokens(16_000, 448) == 16
     assert max_tokens(16_000 * 60, 448) == 224

@@ -33,7 +33,7 @@ from voiced.engine.errors import FetchError
 from voiced.engine.families.whisper import WhisperModelInfo
 from voiced.engine.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, answer
 
-GEARS_S = (1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16.5, 20, 24, 30)
+GEARS_S = (1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 30)
 """Gear lengths in seconds; 0.5 s apart where utterances are frequent. The last is the model's own
 length and has no room for a tail."""
 

@@ -20,9 +20,6 @@ from voiced.audio.features.whisper import HOP
 from voiced.audio.frames import RATE_HZ
 from voiced.engine.decode import Hypothesis
 
-MARGIN_FRAMES = 20
-"""Silence, in feature frames of 10 ms, that a gear must leave behind the audio."""
-
 TOKENS_PER_SECOND = 8
 """Honest text of dev speech has at most 5.0 tokens a second; beyond this it is a loop."""
 TOKENS_FREE = 8
@@ -92,8 +89,11 @@ class Vocabulary:
 
 
 def frames_needed(samples: int) -> int:
-    """Feature frames that a gear must have for an utterance of so many samples."""
-    return -(-samples // HOP) + MARGIN_FRAMES
+    """Feature frames of 10 ms that a gear must have for an utterance of so many samples.
+
+    The tail stands in for any silence behind the audio: a margin of 0.2 s gained nothing.
+    """
+    return -(-samples // HOP)
 
 
 def max_tokens(samples: int, decoder_positions: int) -> int:

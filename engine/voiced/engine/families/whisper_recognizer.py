@@ -77,7 +77,7 @@ class WhisperRecognizer:
                 f"{bundle.id} knows {', '.join(sorted(known))}"
             )
         gears = self.model.gears
-        self._max_samples = gears.max_frames * HOP  # the longest gear needs no margin
+        self._max_samples = gears.max_frames * HOP
         self._info = EngineInfo(
             bundle=bundle.id,
             backend=backend.name,
@@ -134,7 +134,7 @@ class WhisperRecognizer:
         gears = self.model.gears
         if self._pad_30s:
             return gears.max_frames
-        return gears.pick(1, min(frames_needed(samples), gears.max_frames)).frames
+        return gears.pick(1, frames_needed(samples)).frames
 
     def recognize(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
         """Answer each request, in order; those of one batch must have equal keys."""
