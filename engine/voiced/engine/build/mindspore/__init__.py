@@ -1,0 +1,1 @@
+"""Conversion for MindSpore Lite: offline work, never imported by the running engine."""
