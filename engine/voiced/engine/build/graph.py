@@ -20,6 +20,8 @@ class Precision(StrEnum):
     """How weights of linear layers are stored and multiplied."""
 
     FP32 = "fp32"
+    FP16 = "fp16"
+    """Weights and activations; layer norms and whatever is built with `score` stay float32."""
     INT8 = "int8"
     """Symmetric per output column, 7 bits and sign, activations uint8 per tensor at run time."""
     INT8_EXACT = "int8-exact"
@@ -50,11 +52,20 @@ def quantise_columns(
 
 
 class GraphBuilder:
-    """Collects nodes and constants of one graph; every method returns the output's name."""
+    """Collects nodes and constants of one graph; every method returns the output's name.
 
-    def __init__(self, name: str, precision: Precision) -> None:
+    Operators that came with a later opset than the graph's are written out in older ones.
+    """
+
+    def __init__(self, name: str, precision: Precision, opset: int) -> None:
         self.name = name
         self.precision = precision
+        self.opset = opset
+        is_half = precision is Precision.FP16
+        self.dtype = np.dtype(np.float16 if is_half else np.float32)
+        """Of activations."""
+        self.float = TensorProto.FLOAT16 if is_half else TensorProto.FLOAT
+        """`dtype` as ONNX names it."""
         self._nodes: list[onnx.NodeProto] = []
         self._constants: list[onnx.TensorProto] = []
         self._shared: dict[tuple[str, bytes], str] = {}
@@ -76,9 +87,10 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
-    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.float32) -> str:
-        """Add a constant; small equal constants are stored once."""
-        array = np.ascontiguousarray(value, dtype=dtype)
+    def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
+        """Add a constant, of the activations' type by default; small equal ones are stored once."""
+        # not ascontiguousarray, which makes a vector of a scalar
+        array = np.asarray(value, dtype=dtype or self.dtype, order="C")
         key = (f"{array.dtype}{array.shape}", array.tobytes() if array.size <= 16 else b"")
         if array.size <= 16 and key in self._shared:
             return self._shared[key]
@@ -108,7 +120,7 @@ class GraphBuilder:
 
     def linear(self, x: str, weight: Float, bias: Float | None = None) -> str:
         """x float32[..., k] times `weight` float32[k, n] plus `bias` float32[n]."""
-        if self.precision is Precision.FP32:
+        if self.precision in (Precision.FP32, Precision.FP16):
             y = self.op("MatMul", x, self.constant(weight))
         else:
             quantised, scale, zero = quantise_columns(weight, self.precision)
@@ -126,7 +138,7 @@ class GraphBuilder:
 
     def embedding(self, ids: str, table: Float) -> str:
         """Rows of `table` float32[v, d] for `ids` int32[...]."""
-        if self.precision is Precision.FP32:
+        if self.precision in (Precision.FP32, Precision.FP16):
             return self.op("Gather", self.constant(table), ids, axis=0)
         scale = np.abs(table).max(axis=1, keepdims=True) / 127
         scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
@@ -135,25 +147,59 @@ class GraphBuilder:
         return self.op("Mul", values, self.op("Gather", self.constant(scale), ids, axis=0))
 
     def layer_norm(self, x: str, gamma: Float, beta: Float) -> str:
-        """Layer normalisation over the last axis, epsilon 1e-5."""
-        return self.op(
-            "LayerNormalization",
-            x,
-            self.constant(gamma),
-            self.constant(beta),
-            axis=-1,
-            epsilon=1e-5,
-        )
+        """Layer normalisation over the last axis, epsilon 1e-5; always computed in float32."""
+        f32 = np.float32
+        if self.opset >= 17:
+            scale, shift = self.constant(gamma, f32), self.constant(beta, f32)
+            return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
+        x = self.score(x)
+        centred = self.op("Sub", x, self.reduce("ReduceMean", x, -1))
+        square = self.op("Pow", centred, self.constant(2.0, f32))
+        variance = self.op("Add", self.reduce("ReduceMean", square, -1), self.constant(1e-5, f32))
+        unit = self.op("Div", centred, self.op("Sqrt", variance))
+        y = self.op("Mul", unit, self.constant(gamma, f32))
+        return self.body(self.op("Add", y, self.constant(beta, f32)))
 
-    def model(self, opset: int) -> onnx.ModelProto:
+    def gelu(self, x: str) -> str:
+        """The exact GELU, x / 2 * (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel 2016)."""
+        if self.opset >= 20:
+            return self.op("Gelu", x)
+        erf = self.op("Erf", self.op("Div", x, self.constant(2**0.5)))
+        y = self.op("Mul", x, self.op("Add", erf, self.constant(1.0)))
+        return self.op("Mul", y, self.constant(0.5))
+
+    def split(self, x: str, parts: int) -> list[str]:
+        """Cut the last axis into equal parts."""
+        if self.opset >= 18:
+            return self.ops("Split", parts, x, axis=-1, num_outputs=parts)
+        return self.ops("Split", parts, x, axis=-1)
+
+    def reduce(self, kind: str, x: str, axis: int, *, keepdims: int = 1) -> str:
+        """ReduceMean, ReduceMax or ReduceSum over one axis."""
+        if self.opset >= (13 if kind == "ReduceSum" else 18):
+            return self.op(kind, x, self.ints(axis), keepdims=keepdims)
+        return self.op(kind, x, axes=[axis], keepdims=keepdims)
+
+    def score(self, x: str) -> str:
+        """Take activations to float32, where sums over the vocabulary are made."""
+        if self.dtype == np.float32:
+            return x
+        return self.op("Cast", x, to=TensorProto.FLOAT)
+
+    def body(self, x: str) -> str:
+        """Take float32 back to the activations' type."""
+        return x if self.dtype == np.float32 else self.op("Cast", x, to=self.float)
+
+    def model(self) -> onnx.ModelProto:
         """Put the graph together and check it."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, self._constants
         )
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", opset)],
-            ir_version=10,
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            # the version of the format that came with the opset; old converters look at it
+            ir_version=10 if self.opset > 13 else 7,
             producer_name="voiced",
         )
         onnx.checker.check_model(model)

@@ -15,101 +15,25 @@ training, without computing the silence (docs/decisions/0003-silence-tail.md).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
 from voiced.engine.build.graph import Float, GraphBuilder, Precision
+from voiced.engine.build.whisper_layers import (
+    Tensors,
+    Weights,
+    WhisperDims,
+    convolved,
+    encoded,
+    feed_forward,
+    merge_heads,
+    scaled,
+    split_heads,
+)
 
 OPSET = 20  # the first with Gelu
-
-Tensors = Mapping[str, npt.NDArray[np.generic]]
-
-
-@dataclass(frozen=True, slots=True)
-class WhisperDims:
-    """Sizes, read from the shapes of the weights."""
-
-    mels: int
-    d_model: int
-    heads: int
-    encoder_layers: int
-    decoder_layers: int
-    encoder_positions: int
-    decoder_positions: int
-    vocabulary: int
-
-    @property
-    def d_head(self) -> int:
-        """Width of one attention head."""
-        return self.d_model // self.heads
-
-
-def read_dims(tensors: Tensors) -> WhisperDims:
-    """Derive the sizes from the weights themselves."""
-
-    def layers(side: str) -> int:
-        found = (re.match(rf"{side}/layer_(\d+)/", name) for name in tensors)
-        return len({match[1] for match in found if match})
-
-    d_model, mels, _ = tensors["encoder/conv1/weight"].shape
-    return WhisperDims(
-        mels=mels,
-        d_model=d_model,
-        heads=int(tensors["encoder/num_heads"]),
-        encoder_layers=layers("encoder"),
-        decoder_layers=layers("decoder"),
-        encoder_positions=tensors["encoder/position_encodings/encodings"].shape[0],
-        decoder_positions=tensors["decoder/position_encodings/encodings"].shape[0],
-        vocabulary=tensors["decoder/embeddings/weight"].shape[0],
-    )
-
-
-class _Weights:
-    """Looks weights up by layer prefix, as float32."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self._tensors = tensors
-
-    def __call__(self, name: str) -> Float:
-        return np.asarray(self._tensors[name], dtype=np.float32)
-
-    def linear(self, name: str) -> tuple[Float, Float]:
-        """Weight transposed to [in, out], and bias."""
-        return np.ascontiguousarray(self(f"{name}/weight").T), self(f"{name}/bias")
-
-    def norm(self, name: str) -> tuple[Float, Float]:
-        """Gamma and beta."""
-        return self(f"{name}/gamma"), self(f"{name}/beta")
-
-
-def _heads(g: GraphBuilder, x: str, dims: WhisperDims, batch: int, *, keys: bool = False) -> str:
-    """[batch, t, d] → [batch, H, t, dk], or [batch, H, dk, t] for keys; batch 0 copies."""
-    split = g.op("Reshape", x, g.ints(batch, -1, dims.heads, dims.d_head))
-    return g.op("Transpose", split, perm=[0, 2, 3, 1] if keys else [0, 2, 1, 3])
-
-
-def _merge(g: GraphBuilder, x: str, dims: WhisperDims, batch: int) -> str:
-    """[batch, H, t, dk] → [batch, t, d]."""
-    return g.op("Reshape", g.op("Transpose", x, perm=[0, 2, 1, 3]), g.ints(batch, -1, dims.d_model))
-
-
-def _feed_forward(g: GraphBuilder, x: str, w: _Weights, name: str) -> str:
-    hidden = g.linear(g.layer_norm(x, *w.norm(f"{name}/layer_norm")), *w.linear(f"{name}/linear_0"))
-    return g.op("Add", x, g.linear(g.op("Gelu", hidden), *w.linear(f"{name}/linear_1")))
-
-
-def _scaled(weight: Float, bias: Float, columns: int, scale: float) -> tuple[Float, Float]:
-    """Fold the attention's 1/sqrt(dk) into the query columns."""
-    weight, bias = weight.copy(), bias.copy()
-    weight[:, :columns] *= scale
-    bias[:columns] *= scale
-    return weight, bias
 
 
 def prefill_graph(
@@ -120,9 +44,9 @@ def prefill_graph(
     With `record` the graph takes no tail; it also returns each encoder layer's keys and values
     and the cross keys and values, time-major float32[T, d]: that is how the tail is made.
     """
-    w = _Weights(tensors)
+    w = Weights(tensors)
     d = dims.d_model
-    g = GraphBuilder("record" if record else "prefill", precision)
+    g = GraphBuilder("record" if record else "prefill", precision, OPSET)
     mel = g.input("mel", TensorProto.FLOAT, [1, dims.mels, "2T"])
 
     def tail(name: str) -> str:
@@ -131,63 +55,41 @@ def prefill_graph(
     def out(value: str, name: str) -> None:
         g.output(g.op("Squeeze", value, g.ints(0)), name, TensorProto.FLOAT, ["T", d])
 
-    x = mel
-    for index, stride in (("1", 1), ("2", 2)):
-        x = g.op(
-            "Conv",
-            x,
-            g.constant(w(f"encoder/conv{index}/weight")),
-            g.constant(w(f"encoder/conv{index}/bias")),
-            pads=[1, 1],
-            strides=[stride],
-        )
-        x = g.op("Gelu", x)
-    x = g.op("Transpose", x, perm=[0, 2, 1])
+    x = convolved(g, mel, w)
     frames = g.op("Shape", x, start=1, end=2)
     positions = g.constant(w("encoder/position_encodings/encodings"))
     x = g.op("Add", x, g.op("Slice", positions, g.ints(0), frames, g.ints(0)))
 
-    for layer in range(dims.encoder_layers):
-        name = f"encoder/layer_{layer}"
-        qkv = g.linear(
-            g.layer_norm(x, *w.norm(f"{name}/self_attention/layer_norm")),
-            *_scaled(*w.linear(f"{name}/self_attention/linear_0"), d, dims.d_head**-0.5),
-        )
-        q, k, v = g.ops("Split", 3, qkv, axis=-1, num_outputs=3)
-        if record:
-            out(k, f"encoder_k_{layer}")
-            out(v, f"encoder_v_{layer}")
-        else:
-            k = g.op("Concat", k, tail(f"encoder_k_{layer}"), axis=1)
-            v = g.op("Concat", v, tail(f"encoder_v_{layer}"), axis=1)
-        scores = g.op("MatMul", _heads(g, q, dims, 1), _heads(g, k, dims, 1, keys=True))
-        context = g.op("MatMul", g.op("Softmax", scores, axis=-1), _heads(g, v, dims, 1))
-        attended = g.linear(
-            _merge(g, context, dims, 1), *w.linear(f"{name}/self_attention/linear_1")
-        )
-        x = _feed_forward(g, g.op("Add", x, attended), w, f"{name}/ffn")
+    def extend(value: str, name: str) -> str:
+        if not record:
+            return g.op("Concat", value, tail(name), axis=1)
+        out(value, name)
+        return value
 
-    x = g.layer_norm(x, *w.norm("encoder/layer_norm"))
+    x = encoded(g, x, w, dims, extend)
     for layer in range(dims.decoder_layers):
         kv = g.linear(x, *w.linear(f"decoder/layer_{layer}/attention/linear_1"))
-        k, v = g.ops("Split", 2, kv, axis=-1, num_outputs=2)
+        k, v = g.split(kv, 2)
         if record:
             out(k, f"cross_k_{layer}")
             out(v, f"cross_v_{layer}")
             continue
         k = g.op("Concat", k, tail(f"tail_k_{layer}"), axis=1)
         v = g.op("Concat", v, tail(f"tail_v_{layer}"), axis=1)
-        heads, width = dims.heads, dims.d_head
+        count, width = dims.heads, dims.d_head
         g.output(
-            _heads(g, k, dims, 1, keys=True),
+            split_heads(g, k, dims, 1, keys=True),
             f"cross_k_{layer}",
             TensorProto.FLOAT,
-            [1, heads, width, "S"],
+            [1, count, width, "S"],
         )
         g.output(
-            _heads(g, v, dims, 1), f"cross_v_{layer}", TensorProto.FLOAT, [1, heads, "S", width]
+            split_heads(g, v, dims, 1),
+            f"cross_v_{layer}",
+            TensorProto.FLOAT,
+            [1, count, "S", width],
         )
-    return g.model(OPSET)
+    return g.model()
 
 
 def step_graph(
@@ -214,10 +116,10 @@ def step_graph(
         specials float32[N, B, len(special_ids)]: log-probabilities against the text tokens too
         new_k_l float32[N, H, dk, B], new_v_l float32[N, H, B, dk]: rows to write into the caches
     """
-    w = _Weights(tensors)
+    w = Weights(tensors)
     d, heads, width = dims.d_model, dims.heads, dims.d_head
     scale = width**-0.5
-    g = GraphBuilder("step", precision)
+    g = GraphBuilder("step", precision, OPSET)
     f32, i32 = TensorProto.FLOAT, TensorProto.INT32
     tokens = g.input("tokens", i32, ["N", "B"])
     positions = g.input("positions", i32, ["N", "B"])
@@ -246,13 +148,13 @@ def step_graph(
 
         qkv = g.linear(
             g.layer_norm(x, *w.norm(f"{name}/self_attention/layer_norm")),
-            *_scaled(*w.linear(f"{name}/self_attention/linear_0"), d, scale),
+            *scaled(*w.linear(f"{name}/self_attention/linear_0"), d, scale),
         )
-        q, k, v = g.ops("Split", 3, qkv, axis=-1, num_outputs=3)
+        q, k, v = g.split(qkv, 3)
         q, k, v = (
-            _heads(g, q, dims, 0),
-            _heads(g, k, dims, 0, keys=True),
-            _heads(g, v, dims, 0),
+            split_heads(g, q, dims, 0),
+            split_heads(g, k, dims, 0, keys=True),
+            split_heads(g, v, dims, 0),
         )
         g.output(k, f"new_k_{layer}", f32, ["N", heads, width, "B"])
         g.output(v, f"new_v_{layer}", f32, ["N", heads, "B", width])
@@ -270,22 +172,22 @@ def step_graph(
         from_past, from_new = g.ops("Split", 2, weights, split_at, axis=-1)
         context = g.op("Add", g.op("MatMul", from_past, past_v), g.op("MatMul", from_new, v))
         attended = g.linear(
-            _merge(g, context, dims, 0), *w.linear(f"{name}/self_attention/linear_1")
+            merge_heads(g, context, dims, 0), *w.linear(f"{name}/self_attention/linear_1")
         )
         x = g.op("Add", x, attended)
 
         q = g.linear(
             g.layer_norm(x, *w.norm(f"{name}/attention/layer_norm")),
-            *_scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
+            *scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
         )
-        attention = g.op("Softmax", g.op("MatMul", _heads(g, q, dims, 0), cross_k), axis=-1)
-        context = _merge(g, g.op("MatMul", attention, cross_v), dims, 0)
+        attention = g.op("Softmax", g.op("MatMul", split_heads(g, q, dims, 0), cross_k), axis=-1)
+        context = merge_heads(g, g.op("MatMul", attention, cross_v), dims, 0)
         x = g.op("Add", x, g.linear(context, *w.linear(f"{name}/attention/linear_2")))
-        x = _feed_forward(g, x, w, f"{name}/ffn")
+        x = feed_forward(g, x, w, f"{name}/ffn")
 
     x = g.layer_norm(x, *w.norm("decoder/layer_norm"))
     _choose(g, x, rows, scores, top, embedding, text_ids, special_ids)
-    return g.model(OPSET)
+    return g.model()
 
 
 def _choose(

@@ -21,13 +21,8 @@ from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.fetch import Progress
 from voiced.engine.build.graph import Precision
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.build.whisper import (
-    Tensors,
-    WhisperDims,
-    prefill_graph,
-    read_dims,
-    step_graph,
-)
+from voiced.engine.build.whisper import prefill_graph, step_graph
+from voiced.engine.build.whisper_layers import Tensors, WhisperDims, read_dims
 from voiced.engine.bundle import GearShape, Golden, Manifest
 from voiced.engine.errors import FetchError
 from voiced.engine.families.whisper import WhisperModelInfo
