@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voiced.engine.backends.mindspore_lite.gear_text import parse_gears
 from voiced.engine.build.mindspore.ascend_config import (
     MAX_DIMENSIONS,
     RULES,
@@ -28,7 +29,6 @@ from voiced.engine.build.mindspore.ascend_config import (
     Tuning,
     conversions,
     dynamic_dims,
-    parse_gears,
     problems,
     variant_options,
 )

@@ -553,33 +553,6 @@ def dynamic_dims(graph: AscendGraph) -> str:
     )
 
 
-def parse_gears(
-    input_shape: str, dims: str
-) -> tuple[tuple[str, ...], tuple[tuple[Shape, ...], ...]]:
-    """Read `input_shape` and `ge.dynamicDims` back: (names, gears), the inverse of writing them.
-
-    Raises:
-        ValueError: A group has too few or too many values, or the text has another syntax.
-    """
-    names: list[str] = []
-    patterns: list[Shape] = []
-    for part in input_shape.strip('"').split(";"):
-        name, _, sizes = part.rpartition(":")
-        names.append(name)
-        patterns.append(tuple(int(size) for size in sizes.split(",")))
-    wanted = sum(pattern.count(-1) for pattern in patterns)
-    gears: list[tuple[Shape, ...]] = []
-    for group in dims.strip('"').split(";") if dims else [""]:
-        values = [int(value) for value in group.split(",") if value]
-        if len(values) != wanted:
-            raise ValueError(f"gear {group!r} has {len(values)} values, expected {wanted}")
-        left = iter(values)
-        gears.append(
-            tuple(tuple(next(left) if s == -1 else s for s in pattern) for pattern in patterns)
-        )
-    return tuple(names), tuple(gears)
-
-
 def _op_attrs(attributes: AttentionAttributes) -> str:
     """`operator:attribute:value`; the page shows one, how several are parted is a guess."""
     values = {"input_layout": attributes.layout.value}
