@@ -7,6 +7,7 @@ EngineError             base; `code` is stable and goes on the wire
 ├── LeaseError          buffer: a lease returned twice or used after return
 ├── BackendUnavailable  backend_unavailable: the runtime's library is missing
 ├── BackendFailed       backend_failed: the runtime raised while running
+│   └── StateLost       the same, and what it had computed is lost: begin again
 ├── EngineBusy          busy: the queue is full; try again later
 ├── DeadlineExceeded    deadline: the answer would come too late
 ├── Superseded          superseded: a newer revision of the same segment took its place
@@ -79,6 +80,10 @@ class BackendFailed(EngineError):
     """The runtime raised while running a graph."""
 
     code = "backend_failed"
+
+
+class StateLost(BackendFailed):
+    """The runtime's process was replaced and its tensors are gone; the same request may succeed."""
 
 
 class UnknownLanguage(EngineError):

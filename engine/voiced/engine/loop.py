@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voiced.audio.clock import Clock
-from voiced.engine.errors import BackendFailed, EngineError
+from voiced.engine.errors import BackendFailed, EngineError, StateLost
 from voiced.engine.recognizer import Recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler
 from voiced.engine.types import EngineLoad, Request, Transcript
@@ -133,7 +133,12 @@ def _run(
     if not batch:
         return
     try:
-        yield from _call(recognizer, queue, batch, clock)
+        try:
+            outcomes = _call(recognizer, queue, batch, clock)
+        except StateLost as error:
+            logger.warning("batch is begun again size=%d: %s", len(batch), error)
+            outcomes = _call(recognizer, queue, batch, clock)
+        yield from outcomes
     except EngineError as error:
         if len(batch) == 1:
             logger.error("request failed segment=%d: %s", batch[0].request.segment.id, error)

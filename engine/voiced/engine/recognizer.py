@@ -54,7 +54,7 @@ def load_recognizer(config: EngineConfig) -> Recognizer:
     from voiced.engine.bundle import Bundle
 
     bundle = Bundle.open(Path(config.bundle_dir))
-    backend = load_backend(config.backend)
+    backend = load_backend(config)
     if bundle.manifest.family == "whisper":
         from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 
@@ -67,14 +67,20 @@ def load_recognizer(config: EngineConfig) -> Recognizer:
     )
 
 
-def load_backend(name: str) -> Backend:
-    """Return the runtime `name`.
+def load_backend(config: EngineConfig) -> Backend:
+    """Return the runtime that `config` names.
 
     Raises:
         BackendUnavailable: There is no such backend, or its library is missing.
     """
-    if name == "onnxruntime":
+    if config.backend == "onnxruntime":
         from voiced.engine.backends.onnxruntime import OrtBackend
 
         return OrtBackend()
-    raise BackendUnavailable(f"no backend {name!r}; expected onnxruntime")
+    if config.backend == "mindspore_lite":
+        from voiced.engine.backends.mindspore_lite.backend import open_backend
+
+        return open_backend(config)
+    raise BackendUnavailable(
+        f"no backend {config.backend!r}; expected onnxruntime or mindspore_lite"
+    )
