@@ -11,6 +11,7 @@ DESTDIR ?=
 UNITDIR ?= /etc/systemd/system
 VENV := .venv
 BIN := $(VENV)/bin
+MSLITE := .venv-mindspore
 
 .PHONY: help
 help: ## show this list
@@ -36,6 +37,13 @@ demo: $(VENV)/.runtime ## real speech through the real daemon, and one line of f
 models: $(VENV)/.runtime ## fetch and build the default models
 	@$(BIN)/voiced model pull
 
+.PHONY: mindspore
+mindspore: $(MSLITE)/.done ## create .venv-mindspore: MindSpore Lite (needs a Python 3.7)
+
+$(MSLITE)/.done: constraints-mindspore.txt tools/make-mindspore
+	@tools/make-mindspore $(MSLITE)
+	@touch $@
+
 .PHONY: lint
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check
@@ -56,5 +64,5 @@ pin: ## write constraints.txt anew (needs uv)
 
 .PHONY: clean
 clean: ## remove what this file made
-	rm -rf $(VENV) dist build-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MSLITE) dist build-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find audio engine daemon plugins bench tests -name __pycache__ -type d -prune -exec rm -rf {} +

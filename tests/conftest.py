@@ -37,6 +37,20 @@ def bundle() -> Path:
         pytest.skip(f"the default model is not built: {error}")
 
 
+@pytest.fixture(scope="session")
+def mslite_python() -> Path:
+    """Interpreter with MindSpore Lite: `$VOICED_MSLITE_PYTHON`, else what `make mindspore` made."""
+    named = os.environ.get("VOICED_MSLITE_PYTHON")
+    made = Path(__file__).parents[1] / ".venv-mindspore" / "bin" / "python"
+    python = Path(named) if named else made
+    if not python.exists():
+        reason = f"no MindSpore Lite: {python} does not exist (run `make mindspore`)"
+        if os.environ.get("VOICED_REQUIRE_MSLITE") == "1":
+            pytest.fail(f"VOICED_REQUIRE_MSLITE=1: {reason}")
+        pytest.skip(reason)
+    return python
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_thread() -> Iterator[None]:
     """Fail the test that leaves a thread behind which would keep the process alive."""

@@ -13,6 +13,7 @@ from voiced.daemon.config import (
     ConfigError,
     Loaded,
     Settings,
+    backend_options,
     connectable,
     load,
     parse_assignment,
@@ -230,3 +231,22 @@ def test_a_client_connects_to_loopback_where_the_server_listens_everywhere(
     assert stream_url(server) == url
     assert connectable("tcp://*:8766") == "tcp://127.0.0.1:8766"
     assert connectable("ipc:///run/voiced/bus") == "ipc:///run/voiced/bus"
+
+
+def test_a_section_inside_a_section_is_read_from_every_source(tmp_path: Path) -> None:
+    text = '[engine]\nbeam = 3\n[engine.mindspore_lite]\npython = "/opt/p37"\n'
+    loaded = load_text(tmp_path, text, VOICED_ENGINE_MINDSPORE_LITE_DEVICE="ascend:1")
+    assert loaded.settings.engine.mindspore_lite.python == "/opt/p37"
+    assert value_of(loaded.settings, "engine.mindspore_lite.device") == "ascend:1"
+    assert loaded.origins["engine.mindspore_lite.python"].endswith("voiced.toml")
+    options = {"mindspore_lite.python": "/opt/p37", "mindspore_lite.device": "ascend:1"}
+    assert backend_options(loaded.settings.engine, "mindspore_lite") == options
+    assert backend_options(loaded.settings.engine, "onnxruntime") == {}
+
+
+def test_a_problem_in_a_section_inside_a_section_names_the_whole_key(tmp_path: Path) -> None:
+    text = '[engine.mindspore_lite]\ndevice = "gpu"\npyhton = "p"\n'
+    found = problems_of(tmp_path, text)
+    assert any("engine.mindspore_lite.pyhton" in p and "mindspore_lite.python?" in p for p in found)
+    found = problems_of(tmp_path, text.replace("pyhton", "python"))
+    assert any('engine.mindspore_lite.device = "gpu": must match' in p for p in found)

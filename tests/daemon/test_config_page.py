@@ -14,7 +14,7 @@ def test_the_page_lists_every_key_with_its_default_and_meaning() -> None:
     rows: dict[str, tuple[str, str]] = {}
     section = ""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
-        if heading := re.fullmatch(r"### \[(\w+)\]", line):
+        if heading := re.fullmatch(r"### \[([\w.]+)\]", line):
             section = heading[1]
         elif row := re.fullmatch(r"\| `(\w+)` \| `(.*)` \| .* \| (.*) \|", line):
             rows[f"{section}.{row[1]}"] = (row[2], row[3])

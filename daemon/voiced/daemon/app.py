@@ -16,7 +16,7 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import Settings
+from voiced.daemon.config import Settings, backend_options
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.sdnotify import Notifier
@@ -246,6 +246,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,
         max_segment_s=settings.vad.max_segment_s,
+        options=backend_options(engine, engine.backend),
     )
 
 

@@ -1,14 +1,16 @@
 """Typed settings: defaults < TOML file < environment < flags, every problem reported at once.
 
 The models below are the one list of keys; `docs/configuration.md` shows the same list and a test
-compares the two. A key's environment name is `VOICED_<SECTION>_<KEY>` in capitals, its flag form
-is `--set section.key=value`. Text from the environment and from flags is read as the key's type;
-a list is separated by commas, and an empty text means "none" where a key may be absent.
+compares the two. A section may have sections of its own (`[engine.mindspore_lite]`). A key's
+environment name is `VOICED_<SECTION>_<KEY>` in capitals, its flag form `--set section.key=value`.
+Text from the environment and from flags is read as the key's type; a list is separated by commas,
+and an empty text means "none" where a key may be absent.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import tomllib
@@ -29,9 +31,11 @@ OTHER_VARIABLES = frozenset(
         "VOICED_CONFIG",
         "VOICED_DEBUG",
         "VOICED_MODEL_DIR",
+        "VOICED_MSLITE_PYTHON",
         "VOICED_PYTHON",
         "VOICED_REQUIRE_DEVICE",
         "VOICED_REQUIRE_MODEL",
+        "VOICED_REQUIRE_MSLITE",
         "VOICED_TEST_DATA",
     }
 )
@@ -91,6 +95,21 @@ class BusSettings(_Section):
     )
 
 
+class MindsporeLiteSettings(_Section):
+    """The runtime of `engine.backend = "mindspore_lite"`."""
+
+    python: str | None = Field(
+        default=None,
+        description="Interpreter that runs the graph server; absent: in process where "
+        "`mindspore_lite` can be imported, else what `make mindspore` made.",
+    )
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|ascend(:\d+)?)$",
+        description="Where graphs run: `cpu`, or a card as `ascend:0`.",
+    )
+
+
 class EngineSettings(_Section):
     """The recogniser and its worker process."""
 
@@ -102,7 +121,7 @@ class EngineSettings(_Section):
     backend: str = Field(
         default="onnxruntime",
         min_length=1,
-        description="Runtime that executes the bundle's graphs.",
+        description="Runtime that executes the bundle's graphs: `onnxruntime` or `mindspore_lite`.",
     )
     threads: int = Field(default=1, ge=1, le=256, description="Threads of one graph call.")
     languages: tuple[LanguageCode, ...] = Field(
@@ -130,6 +149,7 @@ class EngineSettings(_Section):
         le=3_600,
         description="An engine call longer than this means a hung worker, which is replaced.",
     )
+    mindspore_lite: MindsporeLiteSettings = MindsporeLiteSettings()
 
 
 class VadSettings(_Section):
@@ -254,15 +274,21 @@ class Key:
         return type(None) in get_args(self.field.annotation)
 
 
-def _all_keys() -> Iterator[Key]:
-    for section, outer in Settings.model_fields.items():
-        assert isinstance(outer.annotation, type)
-        assert issubclass(outer.annotation, BaseModel)
-        for name, inner in outer.annotation.model_fields.items():
-            yield Key(f"{section}.{name}", inner)
+def _section(annotation: Any) -> type[_Section] | None:
+    """The section that a field holds; None for a setting."""
+    is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
+    return annotation if is_section else None
 
 
-KEYS: dict[str, Key] = {key.name: key for key in _all_keys()}
+def _all_keys(model: type[_Section], prefix: str = "") -> Iterator[Key]:
+    for name, inner in model.model_fields.items():
+        if section := _section(inner.annotation):
+            yield from _all_keys(section, f"{prefix}{name}.")
+        else:
+            yield Key(prefix + name, inner)
+
+
+KEYS: dict[str, Key] = {key.name: key for key in _all_keys(Settings)}
 """Every setting by its dotted name, in the order of the documentation."""
 
 
@@ -387,8 +413,16 @@ def load(
 
 def value_of(settings: Settings, name: str) -> Any:
     """The effective value of a dotted name."""
-    section, key = name.split(".")
-    return getattr(getattr(settings, section), key)
+    return functools.reduce(getattr, name.split("."), settings)
+
+
+def backend_options(engine: EngineSettings, backend: str) -> dict[str, str]:
+    """`EngineConfig.options` of a backend: what it alone is told."""
+    if backend != "mindspore_lite":
+        return {}
+    lite = engine.mindspore_lite
+    python = {} if lite.python is None else {"mindspore_lite.python": lite.python}
+    return {"mindspore_lite.device": lite.device, **python}
 
 
 def stream_url(server: ServerSettings) -> str:
@@ -441,14 +475,21 @@ def _read_file(path: Path, gathered: _Gathered) -> None:
             rule = f"must be a table: write [{section}] and its keys below"
             gathered.problems.append(Problem(source, section, rule, show(table)))
         else:
-            for key, value in table.items():
-                name = f"{section}.{key}"
-                if name not in KEYS:
-                    gathered.problems.append(_unknown(source, name, value))
-                    continue
-                if value == "" and KEYS[name].is_optional:
-                    value = None
-                gathered.put(name, tuple(value) if isinstance(value, list) else value, source)
+            _read_table(source, section, table, gathered)
+
+
+def _read_table(source: str, section: str, table: Mapping[str, Any], gathered: _Gathered) -> None:
+    for key, value in table.items():
+        name = f"{section}.{key}"
+        if isinstance(value, dict) and any(k.startswith(f"{name}.") for k in KEYS):
+            _read_table(source, name, value, gathered)
+            continue
+        if name not in KEYS:
+            gathered.problems.append(_unknown(source, name, value))
+            continue
+        if value == "" and KEYS[name].is_optional:
+            value = None
+        gathered.put(name, tuple(value) if isinstance(value, list) else value, source)
 
 
 def _read_environment(environment: Mapping[str, str], gathered: _Gathered) -> list[Problem]:
@@ -486,10 +527,13 @@ def _from_text(key: Key, value: Any) -> Any:
 
 
 def _validate(gathered: _Gathered) -> Settings | None:
-    tree: dict[str, dict[str, Any]] = {}
+    tree: dict[str, Any] = {}
     for name, value in gathered.values.items():
-        section, key = name.split(".")
-        tree.setdefault(section, {})[key] = value
+        *sections, key = name.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[key] = value
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -505,14 +549,13 @@ def _validate(gathered: _Gathered) -> Settings | None:
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[Problem]:
     details = error.errors(include_url=False)
-    with_bad_items = {detail["loc"][:2] for detail in details if len(detail["loc"]) > 2}
-    for detail in details:
-        if detail["loc"] in with_bad_items:
+    places = [".".join(str(part) for part in detail["loc"]) for detail in details]
+    for detail, shown in zip(details, places, strict=True):
+        if any(place.startswith(f"{shown}.") for place in places):
             continue  # "too short" because its only items are bad, which are reported themselves
-        section, key, *index = (str(part) for part in detail["loc"])
-        shown = ".".join([section, key, *index])
+        name = next(name for name in KEYS if f"{shown}.".startswith(f"{name}."))
         rule, found = _rule(detail["msg"]), show(detail["input"])
-        yield Problem(origins[f"{section}.{key}"], shown, rule, found)
+        yield Problem(origins[name], shown, rule, found)
 
 
 def _rule(message: str) -> str:

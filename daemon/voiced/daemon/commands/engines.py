@@ -22,14 +22,24 @@ def engine_config(
 ) -> EngineConfig:
     """Find the bundle; what is None takes the engine's default.
 
+    A backend's own settings come from the configuration file and the environment.
+
     Raises:
         BundleError: There is no such bundle.
+        ConfigError: The backend's own settings are wrong.
     """
     name = model or DEFAULT_MODEL
     folder = FAKE if name == FAKE else str(store.resolve(name))
-    config = EngineConfig(bundle_dir=folder, threads=threads, options=dict(options or {}))
+    own = {} if backend in (None, "onnxruntime") else _own_settings(str(backend))
+    config = EngineConfig(bundle_dir=folder, threads=threads, options=own | dict(options or {}))
     return replace(
         config,
         backend=config.backend if backend is None else backend,
         beam=config.beam if beam is None else beam,
     )
+
+
+def _own_settings(backend: str) -> dict[str, str]:
+    from voiced.daemon.config import backend_options, load
+
+    return backend_options(load().settings.engine, backend)
