@@ -51,6 +51,8 @@ class Report:
     """The figures for other programs: dataclasses, mappings, sequences and plain values."""
     machine: Machine = field(default_factory=describe)
     """Look before the run where the load matters."""
+    command: str = ""
+    """How it is called, when it is not `voiced bench` and its name."""
 
 
 def publish(report: Report, *, json_path: Path | None = None, out: TextIO | None = None) -> None:
@@ -195,7 +197,8 @@ def _print_rich(report: Report, out: TextIO) -> None:
 
 def _heading(report: Report) -> str:
     settings = ", ".join(f"{key} {plain(value)}" for key, value in report.settings.items())
-    return "\n".join((f"voiced bench {report.bench}: {settings}", *report.machine.lines()))
+    command = report.command or f"voiced bench {report.bench}"
+    return "\n".join((f"{command}: {settings}", *report.machine.lines()))
 
 
 def _width(text: str) -> int:

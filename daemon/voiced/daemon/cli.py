@@ -49,7 +49,7 @@ UNAVAILABLE = frozenset(
 )
 """Codes of errors that mean: what is needed is not there. Their exit status is 3."""
 
-USAGE = frozenset({"config", "corpus", "output", "plugin_config", "plugin_not_found"})
+USAGE = frozenset({"config", "corpus", "output", "plan", "plugin_config", "plugin_not_found"})
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
 
 
@@ -247,6 +247,45 @@ def _demo(
     from voiced.daemon.commands.demo import demo
 
     _exit(demo(as_json))
+
+
+@app.command("plan")
+def _plan(
+    chip: Annotated[str, typer.Option(help="910B4, 910B, 310P or cpu.")],
+    model: Annotated[str, typer.Option(help="firered-aed-l, -v2, whisper-base.")] = "firered-aed-l",
+    streams: Annotated[int, typer.Option(help="Streams that speak at once.", min=1)] = 16,
+    utterance_s: Annotated[float, typer.Option(help="Length of an utterance.")] = 10.0,
+    beam: Annotated[int, typer.Option(help="Hypotheses kept.", min=1)] = 3,
+    tokens: Annotated[int | None, typer.Option(help="Per utterance; default 5 a second.")] = None,
+    cells: Annotated[int, typer.Option(help="Length of the decoder's cache.", min=1)] = 64,
+    update: Annotated[str, typer.Option(help="Cache write: append or blend.")] = "blend",
+    histogram: Annotated[
+        str | None,
+        typer.Option(help="Lengths of utterances: file, or a daemon's /metrics.", metavar="FILE"),
+    ] = None,
+    gears: Annotated[int, typer.Option(help="Most lengths to choose.", min=1, max=100)] = 4,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="Also write everything to FILE.", metavar="FILE")
+    ] = None,
+) -> None:
+    """What a model will cost on a chip, and which gears to convert it with."""
+    from voiced.daemon.commands.plan import plan
+
+    _exit(
+        plan(
+            chip=chip,
+            model=model,
+            streams=streams,
+            utterance_s=utterance_s,
+            beam=beam,
+            tokens=tokens,
+            cells=cells,
+            update=update,
+            histogram=histogram,
+            gears=gears,
+            json_path=json_path,
+        )
+    )
 
 
 @app.command("version")

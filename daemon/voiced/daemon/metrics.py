@@ -10,6 +10,7 @@ from voiced.engine.types import EngineLoad
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_SEGMENT_BUCKETS_S = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20, 30, 60)
 _LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -39,6 +40,12 @@ class Metrics:
         )
         self.segments = Counter(
             "voiced_segments", "Segments closed, by reason", ["reason"], registry=registry
+        )
+        self.segment_s = Histogram(
+            "voiced_segment_seconds",
+            "Length of closed segments; `voiced plan --histogram` reads it",
+            buckets=_SEGMENT_BUCKETS_S,
+            registry=registry,
         )
         self.segments_dropped = Counter(
             "voiced_segments_dropped", "Segments that were no speech", registry=registry

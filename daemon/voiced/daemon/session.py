@@ -321,6 +321,7 @@ class StreamSession:
         segment, state = event.segment, self._take_open()
         state.start_sample, state.end_sample = segment.start_sample, segment.end_sample
         self._metrics.segments.labels(reason=event.reason.value).inc()
+        self._metrics.segment_s.observe(segment.duration_s)
         self._emit(
             SpeechEnded(
                 stream=self.name,
