@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +64,42 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bytes: int
 
 
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an artifact's answers compare with those of the graph that it was converted from."""
+
+    samples: int
+    """Recorded calls that were compared."""
+    max_abs_diff: dict[str, float]
+    """Largest difference of each output with fractions."""
+    ids_equal: dict[str, bool]
+    """Whether each output of whole numbers (tokens, rows) was the same throughout."""
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A graph converted for one target and one set of shapes."""
+
+    role: str
+    """The graph's role in `Manifest.graphs`."""
+    axes: dict[str, int]
+    """The graph's symbolic axes and what they were fixed to."""
+    file: str
+    options: dict[str, str]
+    """What the converter was told."""
+    parity: Parity
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bundle's graphs as another runtime runs them."""
+
+    library: str
+    """Name and version of the converter."""
+    gears: tuple[GearShape, ...]
+    """Those of the bundle's gears that the artifacts serve."""
+    artifacts: tuple[Artifact, ...]
+    log: str
+    """File: what the converter wrote."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`manifest.json`. The defaults are for builders; a manifest on disk spells out every field."""
 
@@ -86,6 +123,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How speech is continued behind the end of a gear; None when the family needs nothing."""
     golden: Golden | None = None
     quantisation: str = "none"
+    targets: dict[str, Target] = {}
+    """Target of `voiced model convert` to what it made. The one field that may be absent on disk:
+    bundles that were never converted have none."""
     files: dict[str, FileEntry] = {}
     """Every file of the bundle but the manifest. Filled in when the bundle is packed."""
 
@@ -157,6 +197,42 @@ class Bundle:
                 expected=f"a graph with role {role!r}",
             ) from None
 
+    def target(self, name: str) -> Target:
+        """Return what the bundle was converted to for a target.
+
+        Raises:
+            BundleError: It was not.
+        """
+        try:
+            return self.manifest.targets[name]
+        except KeyError:
+            have = ", ".join(sorted(self.manifest.targets))
+            raise BundleError(
+                self.root / MANIFEST_NAME,
+                found=f"artifacts for {have} only" if have else "no converted artifacts",
+                expected=f"some for {name}",
+                next_step=f"convert it: `voiced model convert {self.root.name} --target {name}`",
+            ) from None
+
+    def artifact(self, target: str, role: str, axes: Mapping[str, int]) -> Path:
+        """Return the artifact of a target that has a role and these axes.
+
+        Raises:
+            BundleError: There is none.
+        """
+        artifacts = [a for a in self.target(target).artifacts if a.role == role]
+        for artifact in artifacts:
+            if all(axes.get(axis) == size for axis, size in artifact.axes.items()):
+                return self.root / artifact.file
+        have = "; ".join(_show_axes(a.axes) for a in artifacts)
+        raise BundleError(
+            self.root / MANIFEST_NAME,
+            found=f"{role} for {target} with {have}" if have else f"no {role} for {target}",
+            expected=f"one with {_show_axes(axes)}",
+            next_step=f"convert the gear too: `voiced model convert {self.root.name} "
+            f"--target {target} --gears ...`",
+        )
+
     def file(self, name: str) -> Path:
         """Return the path of a file that the manifest lists.
 
@@ -170,6 +246,10 @@ class Bundle:
                 expected=f"a file {name!r}",
             )
         return self.root / name
+
+
+def _show_axes(axes: Mapping[str, int]) -> str:
+    return " ".join(f"{axis}={size}" for axis, size in axes.items())
 
 
 def is_plain_name(name: str) -> bool:
@@ -208,7 +288,8 @@ def _parse(path: Path, raw: bytes, next_step: str) -> Manifest:
     if type(version) is not int or version != FORMAT:
         found = f"format {version!r}" if "format" in fields else "no field 'format'"
         raise BundleError(path, found=found, expected=f"format {FORMAT}", next_step=next_step)
-    missing = [name for name in Manifest.__struct_fields__ if name not in fields]
+    required = set(Manifest.__struct_fields__) - {"targets"}
+    missing = [name for name in Manifest.__struct_fields__ if name in required - set(fields)]
     if missing:
         raise BundleError(
             path,
@@ -241,6 +322,9 @@ def _check_names(path: Path, manifest: Manifest, next_step: str) -> None:
     named = {f"graph {role!r}": name for role, name in manifest.graphs.items()}
     if manifest.golden is not None:
         named |= {"golden input": manifest.golden.input, "golden output": manifest.golden.output}
+    for target, made in manifest.targets.items():
+        named[f"log of target {target!r}"] = made.log
+        named |= {f"artifact {a.file!r} of target {target!r}": a.file for a in made.artifacts}
     for use, name in named.items():
         if name not in manifest.files:
             raise refuse(f"{use} in {name!r}", "a file listed in 'files'")

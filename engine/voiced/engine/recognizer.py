@@ -45,8 +45,8 @@ class Recognizer(Protocol):
         ...
 
 
-def load_recognizer(config: EngineConfig) -> Recognizer:
-    """Open the bundle named in `config` with its backend; not yet warmed."""
+def load_recognizer(config: EngineConfig, backend: Backend | None = None) -> Recognizer:
+    """Open the bundle named in `config` with its backend, or with `backend`; not yet warmed."""
     if config.bundle_dir == "fake":
         from voiced.engine.backends.fake import FakeRecognizer
 
@@ -54,7 +54,7 @@ def load_recognizer(config: EngineConfig) -> Recognizer:
     from voiced.engine.bundle import Bundle
 
     bundle = Bundle.open(Path(config.bundle_dir))
-    backend = load_backend(config)
+    backend = load_backend(config) if backend is None else backend
     if bundle.manifest.family == "whisper":
         from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 

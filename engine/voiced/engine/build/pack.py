@@ -145,7 +145,10 @@ class BundleWriter:
         }
         manifest = msgspec.structs.replace(manifest, files=files)
         check_consistency(self.target / MANIFEST_NAME, manifest)
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        fields = msgspec.to_builtins(manifest)
+        if not manifest.targets:
+            del fields["targets"]  # as bundles were written before there were any
+        text = msgspec.json.format(msgspec.json.encode(fields), indent=2)
         (self._staging / MANIFEST_NAME).write_bytes(text + b"\n")
         Bundle.open(self._staging, verify="size")  # what is published can be opened
         for path in self._staging.iterdir():
