@@ -334,6 +334,33 @@ def _model_build(
     _exit(model_build(name, from_dir, force))
 
 
+@model_app.command("convert")
+def _model_convert(
+    name: ModelName = "whisper-base-fp32",
+    target: Annotated[
+        Literal["mindspore-cpu"], typer.Option("--target", help="What to convert it for.")
+    ] = "mindspore-cpu",
+    gears: Annotated[
+        str, typer.Option("--gears", help="Gear lengths in seconds, e.g. 2,4,8.", metavar="LIST")
+    ] = "",
+    batches: Annotated[
+        str, typer.Option("--batches", help="Utterances at once, e.g. 1,4.", metavar="LIST")
+    ] = "1",
+    threads: Threads = 1,
+) -> None:
+    """Convert a bundle's graphs for another runtime, and check every one."""
+    from voiced.daemon.commands.convert import model_convert
+
+    try:
+        lengths_s = [float(text) for text in gears.split(",") if text.strip()]
+        sizes = [int(text) for text in batches.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--gears and --batches take numbers and commas: {error}"
+        ) from error
+    _exit(model_convert(name, target=target, gears_s=lengths_s, batches=sizes, threads=threads))
+
+
 @model_app.command("verify")
 def _model_verify(name: ModelName = "whisper-base") -> None:
     """Check every byte of a bundle, and its golden pair."""

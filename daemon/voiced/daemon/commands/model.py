@@ -77,7 +77,7 @@ def model_build(
     if name not in MODELS:
         return _usage(f"no model is known as {name!r}, expected one of: {', '.join(MODELS)}")
     try:
-        with _terminated_like_interrupted(), _progress() as progress:
+        with stop_on_sigterm(), show_progress() as progress:
             path = build_model(
                 name, source_dir=from_dir, target=None, progress=progress, keep_valid=not force
             )
@@ -153,7 +153,7 @@ def _valid_bundle(name: str) -> Bundle | None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def show_progress() -> Iterator[Callable[[str], None]]:
     """Show one line that changes on a terminal, and plain lines elsewhere."""
     if not sys.stderr.isatty():
         yield PlainProgress(sys.stderr, time.monotonic)
@@ -181,7 +181,7 @@ class PlainProgress:
 
 
 @contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def stop_on_sigterm() -> Iterator[None]:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that no half-built bundle stays."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
@@ -205,8 +205,13 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _failed(error: Exception) -> int:
+def say_failed(error: Exception) -> None:
+    """Print an error as every command of this group does."""
     _say(f"error: {error}")
+
+
+def _failed(error: Exception) -> int:
+    say_failed(error)
     return FAILED
 
 

@@ -1,0 +1,47 @@
+"""`voiced model convert`: a bundle's graphs for another runtime, each checked before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from voiced.daemon.commands.model import FAILED, OK, say_failed, show_progress, stop_on_sigterm
+from voiced.daemon.config import load
+
+
+def model_convert(
+    name: str, *, target: str, gears_s: Sequence[float], batches: Sequence[int], threads: int
+) -> int:
+    """Convert a bundle for a target and print its folder; return the exit code.
+
+    Args:
+        name: Bundle name or folder.
+        target: `mindspore-cpu`.
+        gears_s: Gear lengths in seconds; empty for the default ones.
+        batches: Utterances at once, for each of the gears.
+        threads: Threads of one graph call in the check.
+    """
+    from voiced.engine.backends.mindspore_lite.backend import MsliteBackend, find_python
+    from voiced.engine.build.mindspore.convert import choose_gears, convert_bundle
+    from voiced.engine.build.mindspore.tools import find_converter
+    from voiced.engine.bundle import Bundle
+    from voiced.engine.errors import EngineError
+    from voiced.engine.store import resolve
+
+    try:
+        bundle = Bundle.open(resolve(name))
+        gears = choose_gears(bundle, gears_s, batches)
+        named = load().settings.engine.mindspore_lite.python
+        python = Path(named).expanduser() if named else find_python()
+        converter = find_converter(python)
+        backend = MsliteBackend(python=python, deadline_s=60.0)
+        try:
+            with stop_on_sigterm(), show_progress() as progress:
+                path = convert_bundle(bundle, gears, converter, backend, progress, threads=threads)
+        finally:
+            backend.close()
+    except (EngineError, OSError) as error:
+        say_failed(error)
+        return FAILED
+    print(path)
+    return OK
