@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from voiced.engine.backends.base import DeviceTensor, Session
+from voiced.engine.backends.base import DeviceTensor, Session, Traffic
 from voiced.engine.backends.mindspore_lite import fake_api
 from voiced.engine.backends.mindspore_lite.ascend import AscendBackend, AscendSession
 from voiced.engine.build.graph import GraphBuilder, Precision
@@ -172,7 +172,7 @@ def test_an_utterance_stays_on_the_card_but_for_a_handful_of_values(
     decoder = Decoder(prefill, step, batch, frames)
     feats, tokens = question(batch, frames, steps)
     fake_api.card.reset()
-    traffic = prefill.traffic.copy(), step.traffic.copy()
+    traffic = prefill.traffic + Traffic(), step.traffic + Traffic()
     found = decoder.decode(feats, tokens)
     np.testing.assert_allclose(found, expected(feats, tokens), rtol=1e-5, atol=1e-5)
     up_once = batch * frames * 3 * 4
@@ -193,7 +193,7 @@ def test_a_copy_that_creeps_in_is_seen(
     decoder = Decoder(prefill, step, 1, 4)
     feats, tokens = question(1, 4, 1)
     decoder.decode(feats, tokens)
-    clean = step.traffic.copy()
+    clean = step.traffic + Traffic()
     decoder.decode(feats, tokens)
     per_step = step.traffic - clean
     # the same step, but with the cache on the host
@@ -203,7 +203,7 @@ def test_a_copy_that_creeps_in_is_seen(
         {"tokens": decoder.tokens, "slot": decoder.slot, "cross": cross, "cache": cache},
         {"scores": decoder.scores, "new_cache": new},
     )
-    before = step.traffic.copy()
+    before = step.traffic + Traffic()
     call.run()
     worse = step.traffic - before
     assert worse.to_device == per_step.to_device + cache.nbytes
