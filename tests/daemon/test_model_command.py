@@ -264,7 +264,10 @@ def test_a_missing_from_folder_is_named(
 def test_an_unknown_model_is_wrong_use(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.model_build("parrot") == 2
     assert command.model_pull("parrot") == 2
-    assert "'parrot', expected one of: whisper-base, silero-vad" in capsys.readouterr().err
+    assert (
+        "'parrot', expected one of: whisper-base, whisper-base-fp32, whisper-base-fp16, silero-vad"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_bundle_of_ones_own_is_taken_as_it_is_by_name_or_path(
@@ -296,6 +299,8 @@ def test_list_tells_what_can_be_had_what_is_here_and_what_is_damaged(
         ["mine", "damaged: no such file", "-", str(models / "mine")],
         ["silero-vad", bundle.id, "0.0 MB", str(models / "silero-vad")],
         ["whisper-base", "not built", "-", "-"],
+        ["whisper-base-fp16", "not built", "-", "-"],
+        ["whisper-base-fp32", "not built", "-", "-"],
     ]
 
 

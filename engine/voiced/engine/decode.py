@@ -1,7 +1,8 @@
 """Beam search, in two halves that know nothing of each other.
 
 `BeamSearch` decides: candidates in, hypotheses out; no arrays of the model, no graph.
-`StepDecoder` runs the step graph over a batch of utterances and keeps the self-attention cache.
+A `Decoder` runs the step graph over a batch of utterances and keeps the self-attention cache:
+`StepDecoder` here in host arrays, `ResidentDecoder` (`resident.py`) on the device.
 
 The cache holds one cell per (step, row) of an utterance and is never reordered: `ancestors` marks,
 per live row, the cells of its own history, and becomes the additive mask of the next step. When
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -137,14 +138,48 @@ class DecoderShape:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Views of the step's outputs, valid until the next step. Shapes as in the step graph."""
+    """What one step answered, valid until the next."""
 
     best_scores: Float
+    """float32[n, top], summed log-probabilities of the best continuations, best first."""
     best_rows: Int
+    """int32[n, top], the answered row that each continues."""
     best_tokens: Int
+    """int32[n, top], columns of the projection."""
     end_scores: Float
+    """float32[n, rows], the score of stopping at each answered row."""
     specials: Float
-    norm: Float
+    """float32[n, B, specials], logits of the special tokens; of a prompt only."""
+
+
+class Decoder(Protocol):
+    """Runs the step graph for `n` utterances in lockstep."""
+
+    def step(
+        self,
+        tokens: npt.ArrayLike,
+        positions: npt.ArrayLike,
+        *,
+        causal: bool,
+        rows: Sequence[int],
+        scores: npt.ArrayLike,
+        top: int,
+    ) -> StepResult:
+        """Run the graph over new tokens and keep their keys and values.
+
+        Args:
+            tokens: int[n, B].
+            positions: int[n, B].
+            causal: The B tokens follow each other (a prompt); otherwise they are alternatives.
+            rows: Which of the B are answered; of a prompt the last one.
+            scores: float[n, len(rows)], summed log-probabilities so far.
+            top: Continuations to return.
+        """
+        ...
+
+    def follow(self, parents: npt.ArrayLike) -> None:
+        """Choose the rows of the next step: int[n, B'], the row of the last step each continues."""
+        ...
 
 
 class StepDecoder:
@@ -211,16 +246,7 @@ class StepDecoder:
         scores: npt.ArrayLike,
         top: int,
     ) -> StepResult:
-        """Run the graph once and write the new cells.
-
-        Args:
-            tokens: int[n, B].
-            positions: int[n, B].
-            causal: The B tokens follow each other (a prompt); otherwise they are alternatives.
-            rows: Which of the B are answered.
-            scores: float[n, len(rows)], summed log-probabilities so far.
-            top: Continuations to return.
-        """
+        """Run the graph once and write the new cells; see `Decoder.step`."""
         ids = np.asarray(tokens, np.int32)
         count = ids.shape[1]
         self._make_room(count)
@@ -251,7 +277,6 @@ class StepDecoder:
             out["best_tokens"],
             out["end_scores"],
             out["specials"],
-            out["norm"],
         )
 
     def follow(self, parents: npt.ArrayLike) -> None:

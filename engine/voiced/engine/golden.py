@@ -37,12 +37,13 @@ def answer(root: Path, manifest: Manifest, pcm: npt.NDArray[np.int16], backend: 
 
     model = WhisperModel(root, manifest, backend, threads=1, max_batch=1, max_beam=1)
     gear = Gear(min(g.frames for g in manifest.gears))
-    with model.lease(gear) as lease:
-        model.prefill(lease, 0, model.features(pcm, gear))
-        scores, tokens = model.first_tokens(lease, language=model.languages[0], top=5)
+    with model.lend(gear) as loan:
+        loan.prefill([model.features(pcm, gear)])
+        scores, tokens = model.first_tokens(loan, language=model.languages[0], top=5)
+        k, v = loan.sample()
         return {
-            "cross_k": lease["cross_k_0"].reshape(-1)[::8].copy(),
-            "cross_v": lease["cross_v_0"].reshape(-1)[::8].copy(),
+            "cross_k": k[::8].copy(),
+            "cross_v": v[::8].copy(),
             "scores": scores,
             "tokens": tokens,
         }

@@ -54,6 +54,10 @@ class Timings:
     decode_ms: float = 0.0
     steps: int = 0
     """Decoder steps run."""
+    to_device_bytes: int = 0
+    """What the whole batch copied from host arrays to the runtime, see `backends.base.Traffic`."""
+    from_device_bytes: int = 0
+    """What it copied back."""
 
     @property
     def compute_ms(self) -> float:

@@ -64,10 +64,6 @@ class Traffic:
     to_device: int = 0
     from_device: int = 0
 
-    def copy(self) -> Traffic:
-        """The counts of now, to take differences from."""
-        return Traffic(self.to_device, self.from_device)
-
     def __sub__(self, earlier: Traffic) -> Traffic:
         return Traffic(self.to_device - earlier.to_device, self.from_device - earlier.from_device)
 
@@ -120,6 +116,8 @@ class Backend(Protocol):
     """A runtime."""
 
     name: str
+    target: str | None
+    """Target of `voiced model convert` whose artifacts it runs; None: a bundle's ONNX graphs."""
     compiles_shapes: bool
     """A shape's first run costs more than later ones, so every gear must be warmed by itself."""
 

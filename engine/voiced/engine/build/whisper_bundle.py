@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,9 +23,10 @@ from voiced.engine.build.graph import Precision
 from voiced.engine.build.pack import BundleWriter
 from voiced.engine.build.whisper import prefill_graph, step_graph
 from voiced.engine.build.whisper_layers import Tensors, WhisperDims, read_dims
+from voiced.engine.build.whisper_resident import resident_prefill_graph, resident_step_graph
 from voiced.engine.bundle import GearShape, Golden, Manifest
 from voiced.engine.errors import FetchError
-from voiced.engine.families.whisper import WhisperModelInfo
+from voiced.engine.families.whisper import ResidentInfo, ResidentSpan, WhisperModelInfo
 from voiced.engine.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, answer
 
 GEARS_S = (1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 30)
@@ -35,6 +36,19 @@ length and has no room for a tail."""
 TAIL_FRAMES = 400
 """Encoder frames of silence behind a gear: the shortest tail whose error equals 30-s padding in
 every group of clips."""
+
+RESIDENT_GEARS_S = (2, 4, 6, 8, 12, 16, 28)
+"""Gear lengths where every gear is compiled and held in memory by itself. The last leaves the
+shortest tail that is not empty, 2 s."""
+
+RESIDENT_SPANS = ((700, 128), (1200, 224), (1500, 320))
+"""Encoder positions and decoder cells of the step graph: 6, 16 and 28 s with a tail of at least
+8, 8 and 2 s, and their longest text of 56, 136 and 224 tokens with room for beams to part."""
+
+RESIDENT_ROWS = 5
+"""Widest beam of a resident step graph."""
+
+PLACES = "places.f32"
 
 _PAIRS = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
 # Tokens that openai/whisper suppresses because they are never spoken: symbols, and a hyphen or
@@ -143,7 +157,7 @@ def record_tail(
 def build_whisper(
     tensors: Tensors, tokenizer_json: Path, writer: BundleWriter, progress: Progress
 ) -> Manifest:
-    """Write a Whisper bundle's files from its weights.
+    """Write a Whisper bundle's files from its weights: int8, caches in host arrays.
 
     Args:
         tensors: Weights by their WhisperSpec names.
@@ -157,47 +171,116 @@ def build_whisper(
     Raises:
         FetchError: The tokenizer does not fit.
     """
-    dims = read_dims(tensors)
-    ids, pieces, special = read_tokens(tokenizer_json)
+    dims, tokens = read_dims(tensors), _Tokens.read(tokenizer_json)
     precision = Precision.INT8
-    special_ids = [special["end"], special["no_speech"], *special["languages"].values()]
-
     progress("building the encoder graph")
     onnx.save(prefill_graph(tensors, dims, precision), writer.path_for("prefill.onnx"))
     progress("building the decoder graph")
-    onnx.save(
-        step_graph(
-            tensors,
-            dims,
-            precision,
-            text_ids=np.asarray(ids, np.int32),
-            special_ids=np.asarray(special_ids, np.int32),
-        ),
-        writer.path_for("step.onnx"),
+    step = step_graph(
+        tensors, dims, precision, text_ids=tokens.text_ids, special_ids=tokens.special_ids
     )
-    texts = {"ids": ids, "bytes": [piece.decode("latin-1") for piece in pieces]}
+    onnx.save(step, writer.path_for("step.onnx"))
+    return _complete(tensors, tokens, precision, GEARS_S, None, writer, progress)
+
+
+def build_resident_whisper(
+    tensors: Tensors,
+    tokenizer_json: Path,
+    writer: BundleWriter,
+    progress: Progress,
+    *,
+    precision: Literal["fp32", "fp16"],
+) -> Manifest:
+    """Write a Whisper bundle whose caches stay on the device; see `build_whisper`.
+
+    Other runtimes' bundles are converted from it: few operators, few gears.
+    """
+    kind = Precision(precision)
+    dims, tokens = read_dims(tensors), _Tokens.read(tokenizer_json)
+    progress("building the encoder graph")
+    prefill = resident_prefill_graph(tensors, dims, kind)
+    onnx.save(prefill, writer.path_for("prefill.onnx"))
+    progress("building the decoder graph")
+    step = resident_step_graph(
+        tensors,
+        dims,
+        kind,
+        rows=RESIDENT_ROWS,
+        text_ids=tokens.text_ids,
+        special_ids=tokens.special_ids,
+    )
+    onnx.save(step, writer.path_for("step.onnx"))
+    places = np.asarray(tensors["encoder/position_encodings/encodings"], np.float32)
+    writer.add(PLACES, places.tobytes())
+    resident = ResidentInfo(
+        rows=RESIDENT_ROWS,
+        dtype="float16" if kind is Precision.FP16 else "float32",
+        places=PLACES,
+        spans=tuple(ResidentSpan(positions, cells) for positions, cells in RESIDENT_SPANS),
+    )
+    return _complete(tensors, tokens, kind, RESIDENT_GEARS_S, resident, writer, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    ids: list[int]
+    pieces: list[bytes]
+    special: dict[str, Any]
+
+    @classmethod
+    def read(cls, tokenizer_json: Path) -> _Tokens:
+        return cls(*read_tokens(tokenizer_json))
+
+    @property
+    def text_ids(self) -> npt.NDArray[np.int32]:
+        return np.asarray(self.ids, np.int32)
+
+    @property
+    def special_ids(self) -> npt.NDArray[np.int32]:
+        special = self.special
+        ids = [special["end"], special["no_speech"], *special["languages"].values()]
+        return np.asarray(ids, np.int32)
+
+
+def _complete(
+    tensors: Tensors,
+    tokens: _Tokens,
+    precision: Precision,
+    gears_s: Sequence[float],
+    resident: ResidentInfo | None,
+    writer: BundleWriter,
+    progress: Progress,
+) -> Manifest:
+    """Write what stands around the graphs, and ask the golden question."""
+    dims = read_dims(tensors)
+    texts = {"ids": tokens.ids, "bytes": [piece.decode("latin-1") for piece in tokens.pieces]}
     writer.add("tokens.json", json.dumps(texts, ensure_ascii=False).encode())
 
     progress("recording the silence tail")
     backend = OrtBackend()
     record = writer.scratch_dir() / "record.onnx"
-    onnx.save(prefill_graph(tensors, dims, precision, record=True), record)
+    # float16 is a type of devices; the tail is stored as float32 in any case
+    recorded = Precision.FP32 if precision is Precision.FP16 else precision
+    onnx.save(prefill_graph(tensors, dims, recorded, record=True), record)
     rows = _tail_rows(dims)
     record_tail(backend, record, dims, list(rows)).tofile(writer.path_for("tail.f32"))
 
+    sizes = {k: v for k, v in asdict(dims).items() if k != "vocabulary"}
     manifest = Manifest(
         name="whisper",
         family="whisper",
         graphs={"prefill": "prefill.onnx", "step": "step.onnx"},
-        model=msgspec.to_builtins(
-            WhisperModelInfo(**{k: v for k, v in asdict(dims).items() if k != "vocabulary"})
-        ),
+        model=msgspec.to_builtins(WhisperModelInfo(**sizes, resident=resident)),
         frontend={"rate_hz": RATE_HZ, "hop": 160, "window": 400, "mels": dims.mels},
-        gears=tuple(GearShape(frames=round(s * 100)) for s in GEARS_S),
-        tokens={"text": "tokens.json", "blank": pieces.index(b" "), **special},
+        gears=tuple(GearShape(frames=round(s * 100)) for s in gears_s),
+        tokens={
+            "text": "tokens.json",
+            "blank": tokens.pieces.index(b" "),
+            **tokens.special,
+        },
         tail={"file": "tail.f32", "frames": TAIL_FRAMES, "names": list(rows.values())},
         golden=Golden(input=GOLDEN_INPUT, output=GOLDEN_OUTPUT),
-        quantisation=precision.value,
+        quantisation="none" if precision is Precision.FP32 else precision.value,
     )
     progress("computing the golden pair")
     sound = np.rint(calibration_sound(1.2) * 32767).astype(np.int16)

@@ -193,12 +193,14 @@ def _decoder_layer(
     context = _attend(g, q, f"next_k_{layer}", f"next_v_{layer}", dims, rows, mask)
     x = g.op("Add", x, g.linear(context, *w.linear(f"{name}/self_attention/linear_1")))
 
-    cross = [g.input(f"cross_{letter}_{layer}", g.float, ["N", d, "S"]) for letter in "kv"]
+    cross_k, cross_v = (
+        g.input(f"cross_{letter}_{layer}", g.float, ["N", d, "S"]) for letter in "kv"
+    )
     q = g.linear(
         g.layer_norm(x, *w.norm(f"{name}/attention/layer_norm")),
         *scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
     )
-    context = _attend(g, q, *cross, dims, rows, None)
+    context = _attend(g, q, cross_k, cross_v, dims, rows, None)
     x = g.op("Add", x, g.linear(context, *w.linear(f"{name}/attention/linear_2")))
     return feed_forward(g, x, w, f"{name}/ffn")
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,7 +25,29 @@ TOKENS_PER_SECOND = 8
 TOKENS_FREE = 8
 
 
-class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ResidentSpan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One shape of the step graph."""
+
+    positions: int
+    """Encoder positions of a gear and its tail together."""
+    cells: int
+    """Cells of the self-attention cache."""
+
+
+class ResidentInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shapes of graphs whose caches stay on the device."""
+
+    rows: int
+    """Rows of the step graph: the widest beam."""
+    dtype: Literal["float32", "float16"]
+    """Type of what stays on the device."""
+    places: str
+    """File: the encoder's position encodings, float32[positions, d]."""
+    spans: tuple[ResidentSpan, ...]
+    """Ascending. A gear's tail fills the first span that leaves it its length."""
+
+
+class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`manifest.model` of the family."""
 
     mels: int
@@ -35,6 +57,8 @@ class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decoder_layers: int
     encoder_positions: int
     decoder_positions: int
+    resident: ResidentInfo | None = None
+    """None: the graphs take and give their caches as host arrays."""
 
     @property
     def d_head(self) -> int:
@@ -94,6 +118,15 @@ def frames_needed(samples: int) -> int:
     The tail stands in for any silence behind the audio: a margin of 0.2 s gained nothing.
     """
     return -(-samples // HOP)
+
+
+def tail_length(frames: int, wanted: int, model: WhisperModelInfo) -> int:
+    """Encoder positions of silence behind a gear of `frames` feature frames."""
+    used = frames // 2
+    if model.resident is None:
+        return min(wanted, model.encoder_positions - used)
+    spans = [span.positions for span in model.resident.spans]
+    return next((s for s in spans if s >= used + wanted), spans[-1]) - used
 
 
 def max_tokens(samples: int, decoder_positions: int) -> int:

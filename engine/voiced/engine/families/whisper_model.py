@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from voiced.audio.features.whisper import log_mel
-from voiced.engine.backends.base import Backend
-from voiced.engine.buffers import BufferPool, Float, Lease
+from voiced.engine.backends.base import Backend, Traffic
+from voiced.engine.buffers import Float
 from voiced.engine.bundle import Manifest
-from voiced.engine.decode import BeamSearch, DecoderShape, Hypothesis, StepDecoder
+from voiced.engine.decode import BeamSearch, Decoder, Hypothesis
 from voiced.engine.errors import BundleError
 from voiced.engine.families.whisper import (
     LanguageChoice,
@@ -25,20 +26,22 @@ from voiced.engine.families.whisper import (
     WhisperTokenInfo,
     choose_language,
     max_tokens,
+    tail_length,
 )
-from voiced.engine.gears import GearSet
+from voiced.engine.families.whisper_graphs import (
+    HostGraphs,
+    Loan,
+    ResidentGraphs,
+    Tail,
+    WhisperGraphs,
+)
+from voiced.engine.graphs import open_graphs
 from voiced.engine.types import Gear
-
-CELLS = (64, 128, 192, 256, 384, 512, 768, 1280)
-"""Cache lengths of the decoder; the last holds the longest text in five separate rows."""
-
-MAX_AREA = 3200
-"""Most feature frames, batch x gear, that the cross-attention arena is planned for (79 MB)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What is to be decoded, next to its place in the lease."""
+    """What is to be decoded, next to its place in the loan."""
 
     samples: int
     language: str | None
@@ -56,7 +59,7 @@ class Decoded:
 
 
 class WhisperModel:
-    """Sessions and device buffers of one bundle. One thread only.
+    """One bundle's graphs, and the search over them. One thread only.
 
     Args:
         root: The bundle's folder (a staged one while it is being built).
@@ -88,88 +91,94 @@ class WhisperModel:
             ) from error
         self.languages = tuple(self.tokens.languages)
         self.vocabulary = Vocabulary.read(root / self.tokens.text)
-        info = self.info
-        self._tail_frames = self._tail_info.frames if tail_frames is None else tail_frames
-        self._tail = np.memmap(root / self._tail_info.file, np.float32, mode="r").reshape(
-            len(self._tail_info.names), info.encoder_positions, info.d_model
-        )
-        lengths = sorted({g.frames for g in manifest.gears})
-        self.gears = GearSet(
-            Gear(frames, batch)
-            for frames in lengths
-            for batch in range(1, max_batch + 1)
-            if batch == 1 or batch * frames <= MAX_AREA
-        )
-        self._pool = BufferPool({g: self._cross_shapes(g) for g in self.gears})
-        self._prefill = backend.load(root / manifest.graphs["prefill"], threads=threads)
-        shape = DecoderShape(
-            info.decoder_layers, info.heads, info.d_head, 2 + len(self.tokens.languages)
-        )
-        self._decoder = StepDecoder(
-            backend.load(root / manifest.graphs["step"], threads=threads),
-            shape,
-            cells=CELLS,
+        self._graphs = open_graphs(root, manifest, backend, threads=threads)
+        self._memory = self._open(root, manifest, max_batch, max_beam, tail_frames)
+        self.gears = self._memory.gears
+        self.max_batch = self._memory.max_batch
+        """Most utterances decoded together."""
+
+    def _open(
+        self,
+        root: Path,
+        manifest: Manifest,
+        max_batch: int,
+        max_beam: int,
+        tail_frames: int | None,
+    ) -> WhisperGraphs:
+        info, resident = self.info, self.info.resident
+        tail = Tail(root, self._tail_info, info)
+        wanted = self._tail_info.frames if tail_frames is None else tail_frames
+        specials = 2 + len(self.languages)
+
+        def length(gear: Gear) -> int:
+            return tail_length(gear.frames, wanted, info)
+
+        if resident is None:
+            return HostGraphs(
+                self._graphs,
+                sorted({g.frames for g in manifest.gears}),
+                info,
+                tail,
+                specials=specials,
+                tail_frames=length,
+                max_batch=max_batch,
+                max_beam=max_beam,
+            )
+        if max_beam > resident.rows:
+            raise BundleError(
+                root,
+                found=f"a decoder of {resident.rows} rows",
+                expected=f"at least {max_beam} for engine.beam = {max_beam}",
+                next_step=f"set engine.beam to {resident.rows} or less",
+            )
+        places = np.fromfile(root / resident.places, np.float32).reshape(-1, info.d_model)
+        return ResidentGraphs(
+            self._graphs,
+            [Gear(g.frames, g.batch) for g in manifest.gears],
+            info,
+            resident,
+            tail,
+            places,
+            specials=specials,
+            tail_frames=length,
             max_batch=max_batch,
-            max_rows=max(4, max_beam),
         )
 
-    def _cross_shapes(self, gear: Gear) -> dict[str, tuple[int, ...]]:
-        info = self.info
-        places = gear.frames // 2 + self._tail_length(gear)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(info.decoder_layers):
-            shapes[f"cross_k_{layer}"] = (gear.batch, info.heads, info.d_head, places)
-            shapes[f"cross_v_{layer}"] = (gear.batch, info.heads, places, info.d_head)
-        return shapes
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes that crossed between host arrays and the runtime since the start."""
+        return self._graphs.traffic
 
-    def _tail_length(self, gear: Gear) -> int:
-        return min(self._tail_frames, self.info.encoder_positions - gear.frames // 2)
-
-    def lease(self, gear: Gear) -> Lease:
-        """Borrow the cross-attention buffers of a gear."""
-        return self._pool.lease(gear)
+    def lend(self, gear: Gear) -> AbstractContextManager[Loan]:
+        """Borrow the memory of a gear, for use in a `with` statement."""
+        return self._memory.lend(gear)
 
     def features(self, pcm: npt.NDArray[np.int16], gear: Gear) -> Float:
         """Compute log-mel features float32[1, mels, frames] of one utterance."""
         return log_mel(pcm, gear.frames, mels=self.info.mels)
 
-    def prefill(self, lease: Lease, place: int, features: Float) -> None:
-        """Encode one utterance into row `place` of the leased buffers.
-
-        Utterances are encoded one by one: the encoder is compute-bound, a batch gains nothing on
-        a CPU (facts: 58-61 ms a segment at any batch), and no utterance sees its neighbours.
-        """
-        start = lease.gear.frames // 2
-        stop = start + self._tail_length(lease.gear)
-        rows = zip(self._tail_info.names, self._tail, strict=True)
-        inputs = {"mel": features} | {name: row[start:stop] for name, row in rows}
-        outputs = {name: lease[name][place : place + 1] for name in self._cross_shapes(lease.gear)}
-        self._prefill.bind(inputs, outputs).run()
-
     def first_tokens(
-        self, lease: Lease, *, language: str, top: int
+        self, loan: Loan, *, language: str, top: int
     ) -> tuple[Float, npt.NDArray[np.int32]]:
         """Candidates for the first token of row 0: (float32[top], columns int32[top])."""
         t = self.tokens
         prompt = [[t.start, t.languages[language], t.transcribe, t.no_timestamps]]
-        self._decoder.start({name: lease[name][:1] for name in self._cross_shapes(lease.gear)})
-        result = self._decoder.step(
+        result = loan.begin(1).step(
             prompt, np.arange(4)[None], causal=True, rows=[3], scores=[[0.0]], top=top
         )
         return result.best_scores[0].copy(), result.best_tokens[0].copy()
 
     def decode(
         self,
-        lease: Lease,
+        loan: Loan,
         utterances: Sequence[Utterance],
         *,
         beam: int,
         configured: Sequence[str],
     ) -> list[Decoded]:
-        """Search the text of the first len(`utterances`) rows of the lease, in lockstep."""
+        """Search the text of the first len(`utterances`) rows of the loan, in lockstep."""
         n = len(utterances)
-        tokens, decoder = self.tokens, self._decoder
-        decoder.start({name: lease[name][:n] for name in self._cross_shapes(lease.gear)})
+        tokens, decoder = self.tokens, loan.begin(n)
         begin = partial(decoder.step, causal=True, scores=np.zeros((n, 1)), top=beam + 1)
 
         def codes(choices: Sequence[LanguageChoice]) -> list[list[int]]:
@@ -201,7 +210,7 @@ class WhisperModel:
                 result.best_scores[i], result.best_tokens[i], banned=frozenset({tokens.blank})
             )
             searches.append(search)
-        steps = self._search(searches, beam)
+        steps = self._search(decoder, searches, beam)
         return [
             Decoded(language, search.results(), chance, taken)
             for language, search, chance, taken in zip(
@@ -209,14 +218,14 @@ class WhisperModel:
             )
         ]
 
-    def _search(self, searches: Sequence[BeamSearch], beam: int) -> list[int]:
+    def _search(self, decoder: Decoder, searches: Sequence[BeamSearch], beam: int) -> list[int]:
         """Step all searches until each is done; returns the steps that each took."""
         ids = np.asarray(self.vocabulary.ids, np.int32)
         taken = [0] * len(searches)
         position = 4
         while not all(s.done for s in searches):
             last = np.array([[row[-1] for row in s.rows] for s in searches])
-            result = self._decoder.step(
+            result = decoder.step(
                 ids[last],
                 np.full(last.shape, position),
                 causal=False,
@@ -233,7 +242,7 @@ class WhisperModel:
                         result.best_tokens[i],
                         result.end_scores[i],
                     )
-            self._decoder.follow(result.best_rows)
+            decoder.follow(result.best_rows)
             position += 1
         return taken
 

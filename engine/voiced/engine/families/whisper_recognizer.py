@@ -59,7 +59,6 @@ class WhisperRecognizer:
         self._languages = config.languages
         self._live_s = config.max_segment_s
         self._backend = backend
-        self._max_batch = config.max_batch
         self.model = WhisperModel(
             bundle.root,
             bundle.manifest,
@@ -69,6 +68,7 @@ class WhisperRecognizer:
             max_beam=config.beam,
             tail_frames=None if tail is None else int(tail),
         )
+        self._max_batch = self.model.max_batch
         known = set(self.model.languages)
         unknown = [code for code in config.languages if code not in known]
         if unknown:
@@ -107,21 +107,22 @@ class WhisperRecognizer:
         """
         started = time.perf_counter()
         longest = self._gear_frames(round(self._live_s * RATE_HZ))
-        lengths = sorted({g.frames for g in self.model.gears if g.frames <= longest}, reverse=True)
+        gears = sorted((g for g in self.model.gears if g.frames <= longest), reverse=True)
         if not self._backend.compiles_shapes:
-            lengths = [lengths[0], lengths[-1]]
-        for done, frames in enumerate(lengths, 1):
-            progress(f"warming gear {done} of {len(lengths)} ({frames / 100:g} s)")
-            self._warm_gear(Gear(frames))
+            gears = [g for g in gears if g.batch == 1]
+            gears = [gears[0], gears[-1]]
+        for done, gear in enumerate(gears, 1):
+            progress(f"warming gear {done} of {len(gears)} ({gear.frames / 100:g} s)")
+            self._warm_gear(gear)
         self._info = replace(self._info, warm_ms=_ms_since(started))
 
     def _warm_gear(self, gear: Gear) -> None:
         silence = np.zeros(0, np.int16)
         language = self._languages[0]
-        with self.model.lease(gear) as lease:
-            self.model.prefill(lease, 0, self.model.features(silence, gear))
+        with self.model.lend(gear) as loan:
+            loan.prefill([self.model.features(silence, gear)])
             for beam in (self._beam, 1):
-                self.model.decode(lease, [Utterance(0, language)], beam=beam, configured=())
+                self.model.decode(loan, [Utterance(0, language)], beam=beam, configured=())
 
     def batch_key(self, request: Request) -> _Key:
         """Equal for requests of one gear and one beam width."""
@@ -176,6 +177,8 @@ class WhisperRecognizer:
                 prefill_ms=spent.prefill_ms + timings.prefill_ms,
                 decode_ms=spent.decode_ms + timings.decode_ms,
                 steps=spent.steps + timings.steps,
+                to_device_bytes=spent.to_device_bytes + timings.to_device_bytes,
+                from_device_bytes=spent.from_device_bytes + timings.from_device_bytes,
             )
         return self._transcript(request, decoded, spent)
 
@@ -184,24 +187,36 @@ class WhisperRecognizer:
     ) -> list[tuple[Decoded, Timings]]:
         frames = max(self._gear_frames(len(piece)) for piece in pieces)
         gear = self.model.gears.pick(len(pieces), frames)
-        with self.model.lease(gear) as lease:
-            features_ms, prefill_ms = [], []
-            for place, piece in enumerate(pieces):
+        moved = self.model.traffic
+        with self.model.lend(gear) as loan:
+            features, features_ms = [], []
+            for piece in pieces:
                 begun = time.perf_counter()
-                features = self.model.features(piece, gear)
+                features.append(self.model.features(piece, gear))
                 features_ms.append(_ms_since(begun))
-                begun = time.perf_counter()
-                self.model.prefill(lease, place, features)
-                prefill_ms.append(_ms_since(begun))
+            begun = time.perf_counter()
+            loan.prefill(features)
+            prefill_ms = _ms_since(begun) / len(pieces)
             begun = time.perf_counter()
             utterances = [
                 Utterance(len(piece), language)
                 for piece, language in zip(pieces, languages, strict=True)
             ]
-            found = self.model.decode(lease, utterances, beam=beam, configured=self._languages)
+            found = self.model.decode(loan, utterances, beam=beam, configured=self._languages)
             decode_ms = _ms_since(begun)
+        moved = self.model.traffic - moved
         return [
-            (d, Timings(0.0, features_ms[i], prefill_ms[i], decode_ms, d.steps))
+            (
+                d,
+                Timings(
+                    features_ms=features_ms[i],
+                    prefill_ms=prefill_ms,
+                    decode_ms=decode_ms,
+                    steps=d.steps,
+                    to_device_bytes=moved.to_device,
+                    from_device_bytes=moved.from_device,
+                ),
+            )
             for i, d in enumerate(found)
         ]
 

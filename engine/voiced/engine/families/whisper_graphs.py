@@ -1,0 +1,283 @@
+"""Whisper's two graphs with their memory: in host arrays, or resident on the device.
+
+Both lend the memory of one gear at a time. A loan encodes utterances into its cross-attention
+keys and values and hands them to the decoder; the search above sees no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from voiced.engine.backends.base import Call, DeviceTensor
+from voiced.engine.buffers import BufferPool, Float, Lease
+from voiced.engine.decode import Decoder, DecoderShape, StepDecoder
+from voiced.engine.errors import LeaseError, StateLost
+from voiced.engine.families.whisper import ResidentInfo, WhisperModelInfo, WhisperTailInfo
+from voiced.engine.gears import GearSet
+from voiced.engine.graphs import Graphs
+from voiced.engine.resident import ResidentDecoder
+from voiced.engine.types import Gear
+
+CELLS = (64, 128, 192, 256, 384, 512, 768, 1280)
+"""Cache lengths of the host's decoder; the last holds the longest text in five separate rows."""
+
+MAX_AREA = 3200
+"""Most feature frames, batch x gear, that the cross-attention arena is planned for (79 MB)."""
+
+
+class Loan(Protocol):
+    """The memory of one gear."""
+
+    gear: Gear
+
+    def prefill(self, features: Sequence[Float]) -> None:
+        """Encode utterances, each float32[1, mels, frames], into the first rows."""
+        ...
+
+    def begin(self, n: int) -> Decoder:
+        """Start to decode the first `n` rows."""
+        ...
+
+    def sample(self) -> tuple[Float, Float]:
+        """First layer's cross-attention keys and values as they lie, flat."""
+        ...
+
+
+class WhisperGraphs(Protocol):
+    """The graphs of one bundle. One thread only."""
+
+    gears: GearSet
+    max_batch: int
+
+    def lend(self, gear: Gear) -> AbstractContextManager[Loan]:
+        """Lend the memory of a gear, until the end of the `with` block.
+
+        Raises:
+            LeaseError: Another gear is still lent.
+        """
+        ...
+
+
+class Tail:
+    """Keys and values of silence that stand behind a gear."""
+
+    def __init__(self, root: Path, info: WhisperTailInfo, model: WhisperModelInfo) -> None:
+        shape = (len(info.names), model.encoder_positions, model.d_model)
+        self._rows = np.memmap(root / info.file, np.float32, mode="r").reshape(shape)
+        self._names = info.names
+
+    def behind(self, gear: Gear, length: int) -> dict[str, Float]:
+        """Each graph input's float32[length, d]."""
+        start = gear.frames // 2
+        rows = (row[start : start + length] for row in self._rows)
+        return dict(zip(self._names, rows, strict=True))
+
+
+class HostGraphs:
+    """Caches in host arrays that grow with the text; any batch of a gear's frames."""
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        lengths: Sequence[int],
+        info: WhisperModelInfo,
+        tail: Tail,
+        *,
+        specials: int,
+        tail_frames: Callable[[Gear], int],
+        max_batch: int,
+        max_beam: int,
+    ) -> None:
+        self.max_batch = max_batch
+        self.gears = GearSet(
+            Gear(frames, batch)
+            for frames in lengths
+            for batch in range(1, max_batch + 1)
+            if batch == 1 or batch * frames <= MAX_AREA
+        )
+        self._info = info
+        self._tail = tail
+        self._tail_frames = tail_frames
+        self._pool = BufferPool({g: self._cross_shapes(g) for g in self.gears})
+        self._prefill = graphs.session("prefill", {})
+        self._decoder = StepDecoder(
+            graphs.session("step", {}),
+            DecoderShape(info.decoder_layers, info.heads, info.d_head, specials),
+            cells=CELLS,
+            max_batch=max_batch,
+            max_rows=max(4, max_beam),
+        )
+
+    @contextmanager
+    def lend(self, gear: Gear) -> Iterator[Loan]:
+        """Lend the memory of a gear."""
+        with self._pool.lease(gear) as lease:
+            yield _HostLoan(self, lease)
+
+    def encode(self, lease: Lease, place: int, features: Float) -> None:
+        """Encode one utterance into row `place` of the leased buffers.
+
+        Utterances are encoded one by one: the encoder is compute-bound, a batch gains nothing on
+        a CPU (facts: 58-61 ms a segment at any batch), and no utterance sees its neighbours.
+        """
+        tail = self._tail.behind(lease.gear, self._tail_frames(lease.gear))
+        outputs = {name: lease[name][place : place + 1] for name in self._cross_shapes(lease.gear)}
+        self._prefill.bind({"mel": features} | tail, outputs).run()
+
+    def begin(self, lease: Lease, n: int) -> Decoder:
+        """Start to decode the first `n` rows of the leased buffers."""
+        self._decoder.start({name: lease[name][:n] for name in self._cross_shapes(lease.gear)})
+        return self._decoder
+
+    def _cross_shapes(self, gear: Gear) -> dict[str, tuple[int, ...]]:
+        info = self._info
+        places = gear.frames // 2 + self._tail_frames(gear)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(info.decoder_layers):
+            shapes[f"cross_k_{layer}"] = (gear.batch, info.heads, info.d_head, places)
+            shapes[f"cross_v_{layer}"] = (gear.batch, info.heads, places, info.d_head)
+        return shapes
+
+
+class _HostLoan:
+    def __init__(self, owner: HostGraphs, lease: Lease) -> None:
+        self._owner, self._lease = owner, lease
+        self.gear = lease.gear
+
+    def prefill(self, features: Sequence[Float]) -> None:
+        for place, each in enumerate(features):
+            self._owner.encode(self._lease, place, each)
+
+    def begin(self, n: int) -> Decoder:
+        return self._owner.begin(self._lease, n)
+
+    def sample(self) -> tuple[Float, Float]:
+        return self._lease["cross_k_0"].reshape(-1), self._lease["cross_v_0"].reshape(-1)
+
+
+class ResidentGraphs:
+    """Caches on the device, at exactly the gears of the bundle.
+
+    A gear's tensors are allocated and bound when it is first lent, and stay. Gears of one span
+    share the cross-attention tensors, which the prefill graph writes and the step graph reads.
+    """
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        gears: Sequence[Gear],
+        info: WhisperModelInfo,
+        resident: ResidentInfo,
+        tail: Tail,
+        places: Float,
+        *,
+        specials: int,
+        tail_frames: Callable[[Gear], int],
+        max_batch: int,
+    ) -> None:
+        self.gears = GearSet(g for g in gears if g.batch <= max_batch)
+        self.max_batch = max(g.batch for g in self.gears)
+        self._graphs = graphs
+        self._info = info
+        self._tail = tail
+        self._places = places
+        self._tail_frames = tail_frames
+        self._dtype = np.dtype(resident.dtype)
+        self._decoder = ResidentDecoder(
+            lambda axes: graphs.session("step", axes),
+            DecoderShape(info.decoder_layers, info.heads, info.d_head, specials),
+            rows=resident.rows,
+            cells={span.positions: span.cells for span in resident.spans},
+            dtype=self._dtype,
+        )
+        self._cross: dict[tuple[int, int], dict[str, DeviceTensor]] = {}
+        self._bound: dict[Gear, _BoundPrefill] = {}
+        self._lent: Gear | None = None
+
+    @contextmanager
+    def lend(self, gear: Gear) -> Iterator[Loan]:
+        """Lend the memory of a gear."""
+        if self._lent is not None:
+            raise LeaseError(f"memory is still lent to gear {self._lent}")
+        self._lent = gear
+        try:
+            if gear not in self._bound:
+                self._bound[gear] = self._bind(gear)
+            yield _ResidentLoan(gear, self._bound[gear], self._decoder)
+        except StateLost:
+            for bound in self._bound.values():
+                bound.is_filled = False
+            raise
+        finally:
+            self._lent = None
+
+    def _bind(self, gear: Gear) -> _BoundPrefill:
+        length = self._tail_frames(gear)
+        positions = gear.frames // 2
+        span = positions + length
+        d = self._info.d_model
+        axes = {"N": gear.batch, "2T": gear.frames, "T": positions, "P": length, "S": span}
+        session = self._graphs.session("prefill", axes)
+        key = (gear.batch, span)
+        if key not in self._cross:
+            self._cross[key] = {
+                f"cross_{letter}_{layer}": session.allocate((gear.batch, d, span), self._dtype)
+                for layer in range(self._info.decoder_layers)
+                for letter in "kv"
+            }
+        constants = {"places": self._places[:positions]}
+        for name, rows in self._tail.behind(gear, length).items():
+            constants[name] = np.broadcast_to(rows, (gear.batch, *rows.shape))
+        tensors = {name: session.allocate(a.shape, self._dtype) for name, a in constants.items()}
+        mel = np.zeros((gear.batch, self._info.mels, gear.frames), np.float32)
+        call = session.bind({"mel": mel, **tensors}, self._cross[key])
+
+        def fill() -> None:
+            for name, tensor in tensors.items():
+                tensor.write(np.ascontiguousarray(constants[name], self._dtype))
+
+        return _BoundPrefill(mel, call, self._cross[key], fill)
+
+
+class _BoundPrefill:
+    """The prefill graph at one gear: its staging array, its call, and what it writes."""
+
+    def __init__(
+        self, mel: Float, call: Call, cross: dict[str, DeviceTensor], fill: Callable[[], None]
+    ) -> None:
+        self.mel = mel
+        self.call = call
+        self.cross = cross
+        self.is_filled = False
+        """Whether position encodings and tail are on the device; no longer after a `StateLost`."""
+        self._fill = fill
+
+    def run(self) -> None:
+        if not self.is_filled:
+            self._fill()
+            self.is_filled = True
+        self.call.run()
+
+
+class _ResidentLoan:
+    def __init__(self, gear: Gear, bound: _BoundPrefill, decoder: ResidentDecoder) -> None:
+        self.gear = gear
+        self._bound, self._decoder = bound, decoder
+
+    def prefill(self, features: Sequence[Float]) -> None:
+        for place, each in enumerate(features):
+            self._bound.mel[place] = each[0]
+        self._bound.run()
+
+    def begin(self, n: int) -> Decoder:
+        self._decoder.start(self._bound.cross, n)
+        return self._decoder
+
+    def sample(self) -> tuple[Float, Float]:
+        k, v = (self._bound.cross[f"cross_{letter}_0"].read() for letter in "kv")
+        return k.reshape(-1).astype(np.float32), v.reshape(-1).astype(np.float32)
