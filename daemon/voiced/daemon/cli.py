@@ -343,9 +343,6 @@ def _model_convert(
     gears: Annotated[
         str, typer.Option("--gears", help="Gear lengths in seconds, e.g. 2,4,8.", metavar="LIST")
     ] = "",
-    batches: Annotated[
-        str, typer.Option("--batches", help="Utterances at once, e.g. 1,4.", metavar="LIST")
-    ] = "1",
     threads: Threads = 1,
 ) -> None:
     """Convert a bundle's graphs for another runtime, and check every one."""
@@ -353,12 +350,9 @@ def _model_convert(
 
     try:
         lengths_s = [float(text) for text in gears.split(",") if text.strip()]
-        sizes = [int(text) for text in batches.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(
-            f"--gears and --batches take numbers and commas: {error}"
-        ) from error
-    _exit(model_convert(name, target=target, gears_s=lengths_s, batches=sizes, threads=threads))
+        raise typer.BadParameter(f"--gears takes numbers and commas: {error}") from error
+    _exit(model_convert(name, target=target, gears_s=lengths_s, threads=threads))
 
 
 @model_app.command("verify")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,6 +181,15 @@ class Bundle:
     def gears(self) -> tuple[Gear, ...]:
         """The compiled input shapes, in the manifest's order."""
         return tuple(Gear(frames=g.frames, batch=g.batch) for g in self.manifest.gears)
+
+    def narrowed(self, target: str) -> Bundle:
+        """Return the bundle with the gears that were converted for a target.
+
+        Raises:
+            BundleError: None were.
+        """
+        gears = self.target(target).gears
+        return replace(self, manifest=msgspec.structs.replace(self.manifest, gears=gears))
 
     def path(self, role: str) -> Path:
         """Return the file of the graph with this role.

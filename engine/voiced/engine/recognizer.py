@@ -55,6 +55,8 @@ def load_recognizer(config: EngineConfig, backend: Backend | None = None) -> Rec
 
     bundle = Bundle.open(Path(config.bundle_dir))
     backend = load_backend(config) if backend is None else backend
+    if backend.target is not None:
+        bundle = bundle.narrowed(backend.target)
     if bundle.manifest.family == "whisper":
         from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 

@@ -10,7 +10,7 @@ from voiced.daemon.config import load
 
 
 def model_convert(
-    name: str, *, target: str, gears_s: Sequence[float], batches: Sequence[int], threads: int
+    name: str, *, target: str, gears_s: Sequence[float], threads: int
 ) -> int:
     """Convert a bundle for a target and print its folder; return the exit code.
 
@@ -18,7 +18,6 @@ def model_convert(
         name: Bundle name or folder.
         target: `mindspore-cpu`.
         gears_s: Gear lengths in seconds; empty for the default ones.
-        batches: Utterances at once, for each of the gears.
         threads: Threads of one graph call in the check.
     """
     from voiced.engine.backends.mindspore_lite.backend import MsliteBackend, find_python
@@ -30,7 +29,7 @@ def model_convert(
 
     try:
         bundle = Bundle.open(resolve(name))
-        gears = choose_gears(bundle, gears_s, batches)
+        gears = choose_gears(bundle, gears_s)
         named = load().settings.engine.mindspore_lite.python
         python = Path(named).expanduser() if named else find_python()
         converter = find_converter(python)

@@ -119,6 +119,7 @@ class OrtBackend:
     """Loads graphs with this process's onnxruntime."""
 
     name = "onnxruntime"
+    target: str | None = None
     compiles_shapes = False
 
     def __init__(self) -> None:

@@ -246,6 +246,7 @@ class AscendBackend:
     """
 
     name = "mindspore_lite"
+    target: str | None = "mindspore-ascend"
     compiles_shapes = True
 
     def __init__(self, device: str = "ascend:0", library: Any = None) -> None:

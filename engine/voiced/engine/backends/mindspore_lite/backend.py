@@ -30,6 +30,8 @@ PYTHON_OPTION = "mindspore_lite.python"
 """Key of `EngineConfig.options`: the interpreter of the graph server."""
 DEVICE_OPTION = "mindspore_lite.device"
 """Key of `EngineConfig.options`: `cpu` (the default) or `ascend:<id>`."""
+CPU_TARGET = "mindspore-cpu"
+"""Target of `voiced model convert` whose artifacts run on a CPU."""
 DEADLINE_SHARE = 3
 """A run may take this part of the engine's hang timeout: the server must be replaced, loaded again
 and asked again before the engine's own watchdog ends the worker."""
@@ -157,6 +159,7 @@ class MsliteBackend:
     """
 
     name = "mindspore_lite"
+    target: str | None = CPU_TARGET
     compiles_shapes = True
 
     def __init__(self, *, python: Path | None = None, deadline_s: float = 10.0) -> None:

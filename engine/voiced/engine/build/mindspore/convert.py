@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from voiced.engine.backends.base import Backend, Session
+from voiced.engine.backends.mindspore_lite.backend import CPU_TARGET
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.mindspore.tools import ConversionFailed, Converter, Form
 from voiced.engine.build.mindspore.trace import Arrays, Traced, trace
@@ -24,8 +25,6 @@ from voiced.engine.build.pack import BundleWriter
 from voiced.engine.bundle import Artifact, Bundle, GearShape, Parity, Target
 from voiced.engine.errors import BackendFailed, BundleError
 from voiced.engine.types import Gear
-
-CPU_TARGET = "mindspore-cpu"
 
 DEFAULT_GEARS_S = (2, 4, 8, 16)
 """Each gear is a model of its own with its own weights: these fit beside each other in 6 GB."""
@@ -37,13 +36,12 @@ TOLERANCE = 2e-3
 Progress = Callable[[str], None]
 
 
-def choose_gears(bundle: Bundle, lengths_s: Sequence[float], batches: Sequence[int]) -> list[Gear]:
-    """Return the bundle's gears of these lengths, with each batch size.
+def choose_gears(bundle: Bundle, lengths_s: Sequence[float]) -> list[Gear]:
+    """Return the bundle's gears of these lengths.
 
     Args:
         bundle: The bundle.
         lengths_s: In seconds; empty for the default.
-        batches: Utterances at once, at least 1 each.
 
     Raises:
         BundleError: The bundle has no gear of a length.
@@ -60,7 +58,7 @@ def choose_gears(bundle: Bundle, lengths_s: Sequence[float], batches: Sequence[i
                 expected=f"one of {frames / 100:g} s",
                 next_step="choose among them with --gears",
             )
-    return [Gear(frames, batch) for frames in wanted for batch in sorted(set(batches))]
+    return [gear for gear in sorted(bundle.gears) if gear.frames in wanted]
 
 
 def convert_bundle(

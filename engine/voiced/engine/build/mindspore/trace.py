@@ -115,6 +115,7 @@ def _show(gear: Gear) -> str:
 class _Recorder:
     """A backend that lets another do the work and notes every call."""
 
+    target: str | None = None
     compiles_shapes = False
 
     def __init__(self, backend: Backend, roles: Mapping[Path, str]) -> None:
