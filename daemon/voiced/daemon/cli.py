@@ -249,6 +249,47 @@ def _demo(
     _exit(demo(as_json))
 
 
+@app.command("selftest")
+def _selftest(
+    model: Model = None,
+    backend: Annotated[
+        Literal["mindspore_lite", "onnxruntime"], typer.Option(help="Runtime of the graphs.")
+    ] = "mindspore_lite",
+    device: Annotated[str, typer.Option(help="cpu, ascend:0, or fake:0 (no card).")] = "cpu",
+    beam: Annotated[int, typer.Option(help="Hypotheses kept.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Visits of each gear, in turn.", min=2)] = 3,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each gear.", min=1)] = 5,
+    utterances: Annotated[int, typer.Option(help="Of the memory checks.", min=1)] = 1000,
+    longest_s: Annotated[float, typer.Option(help="Longest gear to test.")] = 16.0,
+    threads: Threads = 1,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Also time this conversion; may be repeated.", metavar="NAME=BUNDLE"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Report's path, without suffix.", metavar="PATH")
+    ] = None,
+) -> None:
+    """Check what the backend computes, copies, keeps and takes; write a report to send."""
+    from voiced.daemon.commands.selftest import selftest
+
+    _exit(
+        selftest(
+            model=model,
+            backend=backend,
+            device=device,
+            beam=beam,
+            rounds=rounds,
+            repeats=repeats,
+            utterances=utterances,
+            longest_s=longest_s,
+            threads=threads,
+            compare=compare or (),
+            out=out,
+        )
+    )
+
+
 @app.command("plan")
 def _plan(
     chip: Annotated[str, typer.Option(help="910B4, 910B, 310P or cpu.")],
@@ -488,6 +529,42 @@ def _bench_accuracy(
             threads=threads,
             language=language,
             weights=weights,
+            json_path=json_path,
+        )
+    )
+
+
+@bench_app.command("backend")
+def _bench_backend(
+    folder: Corpus,
+    sets: Sets = None,
+    limit: Annotated[int, typer.Option(help="Most clips of a set.", min=1)] = 6,
+    utterances: Annotated[
+        int, typer.Option(help="Also watch the memory over so many utterances.", min=0)
+    ] = 0,
+    model: Annotated[
+        str, typer.Option("--model", help="A converted bundle.", metavar="NAME")
+    ] = "whisper-base-fp32",
+    runtime: Annotated[
+        Literal["mindspore_lite"], typer.Option("--backend", help="What to measure.")
+    ] = "mindspore_lite",
+    beam: Beam = 5,
+    threads: Threads = 1,
+    json_path: JsonFile = None,
+) -> None:
+    """A converted bundle against ONNX Runtime: texts, speed, crossing, memory."""
+    from voiced.daemon.commands.bench import backend
+
+    _exit(
+        backend(
+            folder,
+            sets=sets or (),
+            limit=limit,
+            utterances=utterances,
+            model=model,
+            runtime=runtime,
+            beam=beam,
+            threads=threads,
             json_path=json_path,
         )
     )

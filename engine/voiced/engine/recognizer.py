@@ -55,8 +55,10 @@ def load_recognizer(config: EngineConfig, backend: Backend | None = None) -> Rec
 
     bundle = Bundle.open(Path(config.bundle_dir))
     backend = load_backend(config) if backend is None else backend
-    if backend.target is not None:
-        bundle = bundle.narrowed(backend.target)
+    # a reference for a converted target must make the same choice of gears
+    target = backend.target or config.options.get("gears_of")
+    if target is not None:
+        bundle = bundle.narrowed(target)
     if bundle.manifest.family == "whisper":
         from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from voiced.bench import accuracy as accuracy_bench
@@ -11,7 +12,7 @@ from voiced.bench import frontend as frontend_bench
 from voiced.bench import peers as peers_bench
 from voiced.bench import systems as bench_systems
 from voiced.bench.accuracy import Policy, policy_config
-from voiced.bench.corpus import load_corpus
+from voiced.bench.corpus import Clip, load_corpus
 from voiced.bench.errors import CorpusError, PeerUnavailable
 from voiced.bench.machine import describe
 from voiced.bench.normalise import best_normaliser
@@ -26,6 +27,7 @@ from voiced.bench.systems import (
 )
 from voiced.daemon.commands.engines import engine_config
 from voiced.engine import store
+from voiced.engine.errors import BackendUnavailable
 from voiced.engine.types import EngineConfig
 
 FASTER_WHISPER = "faster-whisper"
@@ -210,6 +212,83 @@ def frontend(
     settings = {"speech": figures.source}
     publish(Report("frontend", settings, (figures.table(),), figures, machine), json_path=json_path)
     return 0
+
+
+def backend(
+    folder: Path,
+    *,
+    sets: Sequence[str] = (),
+    limit: int = 6,
+    utterances: int = 0,
+    model: str = "whisper-base-fp32",
+    runtime: str = "mindspore_lite",
+    threads: int = 1,
+    beam: int = 5,
+    json_path: Path | None = None,
+) -> int:
+    """Compare a backend with ONNX Runtime on one converted bundle; return 0.
+
+    Args:
+        folder: Recordings, in a layout of `voiced.bench.corpus`.
+        sets: Only these sets; empty for all.
+        limit: Most clips of each set; those that no gear holds are left out.
+        utterances: Also recognise so many, the shortest clips again and again, and watch the
+            memory; 0 leaves it out.
+        model: A bundle that `voiced model convert` converted.
+        runtime: The backend that runs its artifacts.
+        threads: Threads, the same for both.
+        beam: Hypotheses, the same for both.
+        json_path: Where to write all figures and texts.
+
+    Raises:
+        CorpusError, EngineError, AudioError, OSError: Nothing can be measured.
+    """
+    from voiced.bench import backend as backend_bench
+    from voiced.engine.backends.mindspore_lite.backend import MsliteBackend, open_backend
+    from voiced.engine.bundle import Bundle
+
+    machine = describe()
+    config = engine_config(model, runtime, threads=threads, beam=beam)
+
+    def make() -> MsliteBackend:
+        opened = open_backend(config)
+        if not isinstance(opened, MsliteBackend):
+            raise BackendUnavailable("voiced bench backend measures a CPU; a card has selftest")
+        return opened
+
+    corpus = load_corpus(folder, sets=sets, language=None)
+    memory = backend_bench.gear_memory(
+        Bundle.open(Path(config.bundle_dir), verify="size"), make, threads=threads
+    )
+    ours = make()
+    with closing(ours), closing(backend_bench.Contest(config, ours)) as contest:
+        fitting = [c for c in corpus if c.is_speech and c.seconds <= contest.longest_s]
+        names = sorted({clip.set for clip in fitting})
+        chosen = [clip for name in names for clip in _first(fitting, name, limit)]
+        with progress(len(chosen), "clips") as advance:
+            pairs = contest.run(chosen, advance)
+        flatness = None
+        if utterances:
+            short = sorted(fitting, key=lambda clip: clip.seconds)[:50]
+            with progress(utterances, "utterances") as advance:
+                flatness = contest.endure(short, utterances, ours, advance)
+        tables = backend_bench.tables(
+            pairs, contest.ours.timed, contest.theirs.timed, memory, flatness
+        )
+        settings = {
+            "bundle": contest.bundle,
+            "library": contest.target.library,
+            "beam": beam,
+            "threads": threads,
+            "language": "pinned per clip",
+        }
+    result = {"pairs": pairs, "memory": memory, "flatness": flatness}
+    publish(Report("backend", settings, tables, result, machine), json_path=json_path)
+    return 0
+
+
+def _first(clips: Sequence[Clip], name: str, limit: int) -> list[Clip]:
+    return [clip for clip in clips if clip.set == name][:limit]
 
 
 def _check_peers(names: Sequence[str]) -> None:
