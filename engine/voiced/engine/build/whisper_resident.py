@@ -4,18 +4,16 @@ The mathematics is that of `whisper.py`; what differs is what crosses. Keys and 
 attentions are inputs and outputs of equal shape, so that two sets can be used in turn; the step
 writes its own cells and keeps the ancestor mask, so that per step a few numbers cross.
 
-Held to what MindSpore Lite 2.0.0 runs rightly (docs/mindspore-lite.md): opset 13, so that layer
-norm and GELU are written out; no Where, Scatter, GatherElements, If, Loop or Shape; cells are
-written and rows are picked by one-hot arithmetic; ids are int32; what crosses has at most three
-axes; masks are -1e4.
+Held to what MindSpore Lite 2.0.0 runs rightly (docs/decisions/0004-resident-caches.md): opset 13,
+so that layer norm and GELU are written out; no Where, Scatter, GatherElements, If, Loop or Shape;
+cells are written and rows are picked by one-hot arithmetic; ids are int32; what crosses has at most
+three axes; masks are -1e4.
 
 Axes: N utterances, T encoder frames, P frames of the silence tail, S = T + P, B rows of a beam,
-C cache cells, K = B + 1 candidates, d = H * dk. N, T, P, S and C are symbolic; `freeze` fixes them.
+C cache cells, K = B + 1 candidates, d = H * dk. N, T, P, S and C are symbolic.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -137,20 +135,6 @@ def resident_step_graph(
     x = g.score(g.layer_norm(x, *w.norm("decoder/layer_norm")))
     _choose(g, x, scores, rows, embedding[text_ids], embedding[special_ids])
     return g.model()
-
-
-def freeze(model: onnx.ModelProto, axes: Mapping[str, int]) -> onnx.ModelProto:
-    """Return the graph with symbolic axes fixed, e.g. {"N": 1, "C": 128, "S": 700}.
-
-    Axes that are not named stay symbolic; `2T` and `S` are axes of their own.
-    """
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    for value in (*fixed.graph.input, *fixed.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in axes:
-                dim.dim_value = axes[dim.dim_param]
-    return fixed
 
 
 def _one_hot(g: GraphBuilder, ids: str, places: str) -> str:
