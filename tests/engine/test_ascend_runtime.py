@@ -297,8 +297,10 @@ def test_prefill_and_step_share_a_workspace_that_is_measured_before_they_are_bui
     assert names == ["add_model", "cal_max_size_of_workspace", "build", "build"]
     (group,) = fake_api.card.groups
     assert group.flags is fake_api.ModelGroupFlag.SHARE_WORKSPACE
+    assert backend.share_workspace(artifacts)  # asked again: nothing new
+    assert len(fake_api.card.groups) == 1
     with pytest.raises(BackendFailed, match="loaded already"):
-        backend.share_workspace(artifacts)
+        backend.share_workspace(artifacts[:1])
 
 
 def test_an_artifact_is_built_once_however_often_it_is_loaded(
@@ -336,6 +338,25 @@ def test_a_truncated_artifact_and_one_for_the_cpu_are_refused(
     cut.write_bytes(artifacts[0].read_bytes()[:20])
     with pytest.raises(BackendFailed, match="truncated, or made for another chip"):
         backend.load(cut, threads=1)
+
+
+def test_without_device_buffers_the_numbers_are_the_same_and_the_caches_cross(
+    backend: AscendBackend, artifacts: tuple[Path, Path]
+) -> None:
+    staged = AscendBackend("ascend:0", fake_api, device_buffers=False)
+    asked = question(1, 4, 2)
+    decoders = [
+        Decoder(*(each.load(path, threads=1) for path in artifacts), 1, 4)
+        for each in (backend, staged)
+    ]
+    crossed = []
+    for decoder in decoders:
+        before = decoder.step.traffic + Traffic()
+        np.testing.assert_allclose(decoder.decode(*asked), expected(*asked), rtol=1e-5, atol=1e-5)
+        crossed.append(decoder.step.traffic - before)
+    cache, cross = CELLS * BEAM * WIDTH * 4, 4 * WIDTH * 4
+    assert crossed[1].to_device - crossed[0].to_device == 2 * (cache + cross)
+    assert crossed[1].from_device - crossed[0].from_device == 2 * cache
 
 
 def test_memory_of_a_tensor_goes_with_its_last_reference(backend: AscendBackend) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from voiced.engine.backends.base import Backend, Session, Traffic
+from voiced.engine.backends.base import Backend, Session, SharesWorkspace, Traffic
 from voiced.engine.bundle import Bundle, Manifest
 
 
@@ -62,7 +62,9 @@ class TargetGraphs:
         self._target = target
         self._threads = threads
         self._sessions: dict[Path, Session] = {}
-        self._bundle.target(target)
+        made = self._bundle.target(target)
+        if isinstance(backend, SharesWorkspace):
+            backend.share_workspace([root / artifact.file for artifact in made.artifacts])
 
     def session(self, role: str, axes: Mapping[str, int]) -> Session:
         """Return the artifact of the graph `role` at these axes."""

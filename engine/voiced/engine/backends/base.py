@@ -7,7 +7,7 @@ where it is: only `write` and `read` move its values. `Traffic` counts what cros
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -126,5 +126,18 @@ class Backend(Protocol):
 
         Raises:
             BackendFailed: The runtime cannot read the file.
+        """
+        ...
+
+
+@runtime_checkable
+class SharesWorkspace(Protocol):
+    """A backend whose graphs can use one workspace in turn."""
+
+    def share_workspace(self, paths: Sequence[Path]) -> bool:
+        """Let graphs that never run at the same time share; before they are loaded.
+
+        Returns:
+            Whether the runtime can do it.
         """
         ...

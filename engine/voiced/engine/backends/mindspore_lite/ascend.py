@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from voiced.engine.backends.base import Bindable, Tensors, Traffic
 from voiced.engine.backends.binding import TensorSpec, check_binding, check_same, host_bytes
-from voiced.engine.backends.mindspore_lite.gear_text import parse_gears, show_shapes
+from voiced.engine.backends.mindspore_lite.gear_text import SHOWN, parse_gears, show_shapes
 from voiced.engine.backends.mindspore_lite.runtime import probe
 from voiced.engine.errors import BackendFailed, BackendUnavailable
 
@@ -94,6 +94,35 @@ class AscendTensor:
         self._traffic.from_device += self.nbytes
 
 
+class StagedTensor:
+    """A device tensor that is kept on the host and crosses at every run: how much the card's own
+    memory gains is measured against it."""
+
+    def __init__(self, spec: TensorSpec, traffic: Traffic) -> None:
+        self._spec = spec
+        self._traffic = traffic
+        self.array: Array = np.zeros([n or 0 for n in spec.shape], spec.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of one value."""
+        return self._spec.dtype
+
+    def write(self, array: Array) -> None:
+        """Take new values; they cross when a call runs."""
+        check_same("device tensor", self._spec, array)
+        self.array[...] = array
+
+    def read(self) -> Array:
+        """Copy the values."""
+        return self.array.copy()
+
+
 class AscendCall:
     """One gear of a graph with its memory."""
 
@@ -118,7 +147,7 @@ class AscendCall:
         """Send the host inputs, run on the card, fetch the host outputs."""
         self._session.shift(self._gear)
         for array, tensor in self._uploads:
-            tensor.write(array)
+            tensor.write(array)  # counts the bytes
         self._session.predict(self._inputs, self._outputs)
         for array, tensor in self._downloads:
             tensor.read_into(array)
@@ -166,9 +195,12 @@ class AscendSession:
             self, gear, self._on_card(gear, wanted, inputs), self._on_card(gear, given, outputs)
         )
 
-    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AscendTensor:
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> AscendTensor | StagedTensor:
         """Allocate a device tensor of zeros, for all sessions of the backend."""
-        tensor = self._backend.allocate(TensorSpec(np.dtype(dtype), tuple(shape)), self.traffic)
+        spec = TensorSpec(np.dtype(dtype), tuple(shape))
+        if not self._backend.device_buffers:
+            return StagedTensor(spec, self.traffic)
+        tensor = self._backend.allocate(spec, self.traffic)
         tensor.fill_zeros()
         return tensor
 
@@ -179,7 +211,7 @@ class AscendSession:
             return
         if self.gears is not None and gear not in self.gears:
             have = "; ".join(show_shapes(each) for each in self.gears)
-            names = " ".join(tensor.name for tensor in self._inputs)
+            names = " ".join(tensor.name for tensor in self._inputs[:SHOWN])
             raise BackendFailed(
                 f"{self._name} has no gear {show_shapes(gear)} ({names}); it has {have}: "
                 "convert the bundle again with this gear"
@@ -214,6 +246,8 @@ class AscendSession:
         pairs: list[tuple[Bindable, AscendTensor]] = []
         for name, spec in specs.items():
             bound = given[name]
+            if isinstance(bound, StagedTensor):
+                bound = bound.array
             if isinstance(bound, AscendTensor):
                 pairs.append((bound, bound))
                 continue
@@ -243,13 +277,16 @@ class AscendBackend:
     Args:
         device: `ascend:<number>`.
         library: Instead of the installed `mindspore_lite`.
+        device_buffers: False keeps device tensors on the host, for comparisons only.
     """
 
     name = "mindspore_lite"
     target: str | None = "mindspore-ascend"
     compiles_shapes = True
 
-    def __init__(self, device: str = "ascend:0", library: Any = None) -> None:
+    def __init__(
+        self, device: str = "ascend:0", library: Any = None, *, device_buffers: bool = True
+    ) -> None:
         kind, _, number = device.partition(":")
         if kind != "ascend" or not (number or "0").isdigit():
             raise BackendUnavailable(f"found device {device!r}, expected ascend:<number>")
@@ -262,6 +299,7 @@ class AscendBackend:
                     "this Python and source CANN's set_env.sh, see docs/ascend.md"
                 ) from error
         self.device = device
+        self.device_buffers = device_buffers
         self.device_id = int(number or 0)
         self.library = library
         self.version = str(getattr(library, "__version__", "unknown"))
@@ -280,18 +318,20 @@ class AscendBackend:
         )
         self._owner = threading.get_ident()
         self._sessions: dict[Path, AscendSession] = {}
-        self._groups: list[Any] = []
+        self._groups: dict[tuple[Path, ...], Any] = {}
 
     def share_workspace(self, paths: Sequence[Path]) -> bool:
         """Let graphs that never run at the same time use one workspace; before they are loaded.
 
         Returns:
-            Whether the library can.
+            Whether the library can. Asking again for the same graphs changes nothing.
 
         Raises:
             BackendFailed: One is loaded already, or the library refuses.
         """
         self.check_thread()
+        if tuple(paths) in self._groups:
+            return True
         loaded = [path.name for path in paths if path in self._sessions]
         if loaded:
             raise BackendFailed(f"{loaded[0]} is loaded already; share its workspace before that")
@@ -304,7 +344,7 @@ class AscendBackend:
             group.cal_max_size_of_workspace(lite.ModelType.MINDIR, self._context())
         except REFUSALS as error:
             raise BackendFailed(f"mindspore_lite: shared workspace refused: {error}") from error
-        self._groups.append(group)
+        self._groups[tuple(paths)] = group
         return True
 
     def load(self, path: Path, *, threads: int) -> AscendSession:

@@ -6,6 +6,9 @@ dynamic_dims  1,106,1,25;1,206,1,50          one group per gear, a value per -1 
 
 from __future__ import annotations
 
+SHOWN = 4
+"""Inputs of a gear that messages show."""
+
 
 def parse_gears(
     input_shape: str, dynamic_dims: str
@@ -35,5 +38,6 @@ def parse_gears(
 
 
 def show_shapes(shapes: tuple[tuple[int, ...], ...]) -> str:
-    """One gear for messages, e.g. `1x106x80 1x25`."""
-    return " ".join("x".join(str(size) for size in shape) for shape in shapes)
+    """One gear for messages, e.g. `1x106x80 1x25`; of many inputs the first ones."""
+    shown = " ".join("x".join(str(size) for size in shape) for shape in shapes[:SHOWN])
+    return shown if len(shapes) <= SHOWN else f"{shown} ..."
