@@ -37,6 +37,10 @@ demo: $(VENV)/.runtime ## real speech through the real daemon, and one line of f
 models: $(VENV)/.runtime ## fetch and build the default models
 	@$(BIN)/voiced model pull
 
+.PHONY: test-models
+test-models: models
+	@$(BIN)/voiced model build whisper-base-fp32
+
 .PHONY: mindspore
 mindspore: $(MSLITE)/.done ## create .venv-mindspore: MindSpore Lite (needs a Python 3.7)
 
@@ -51,7 +55,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/mypy
 
 .PHONY: test
-test: lint models ## lint, types and the whole test suite
+test: lint test-models ## lint, types and the whole test suite
 	VOICED_REQUIRE_MODEL=1 $(BIN)/pytest
 
 .PHONY: install

@@ -13,6 +13,7 @@ from voiced.engine import store
 from voiced.engine.errors import BundleError
 
 DEFAULT_MODEL = "whisper-base"
+RESIDENT_MODEL = "whisper-base-fp32"
 LEAK_TIMEOUT_S = 5.0
 
 
@@ -35,6 +36,17 @@ def bundle() -> Path:
         if os.environ.get("VOICED_REQUIRE_MODEL") == "1":
             pytest.fail(f"VOICED_REQUIRE_MODEL=1: {error}")
         pytest.skip(f"the default model is not built: {error}")
+
+
+@pytest.fixture(scope="session")
+def resident_bundle() -> Path:
+    """Folder of the default model in fp32 with its caches on the device; `make test` builds it."""
+    try:
+        return store.resolve(RESIDENT_MODEL)
+    except BundleError as error:
+        if os.environ.get("VOICED_REQUIRE_MODEL") == "1":
+            pytest.fail(f"VOICED_REQUIRE_MODEL=1: {error}")
+        pytest.skip(f"the fp32 model is not built: {error}")
 
 
 @pytest.fixture(scope="session")

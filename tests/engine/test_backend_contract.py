@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from voiced.engine.backends.base import Backend, DeviceTensor, Session
 from voiced.engine.backends.binding import check_binding
 from voiced.engine.backends.onnxruntime import OrtBackend
-from voiced.engine.errors import BackendFailed, BackendUnavailable
+from voiced.engine.errors import BackendFailed
 
 SHAPE = (2, 3)
 WEIGHT = np.arange(9, dtype=np.float32).reshape(3, 3) / 8
@@ -57,21 +56,17 @@ class Kit:
     make: Callable[[Path], Path]
 
 
-def onnxruntime_kit() -> Iterator[Kit]:
+def onnxruntime_kit(_: pytest.FixtureRequest) -> Iterator[Kit]:
     yield Kit(OrtBackend(), lambda source: source)
 
 
-def mindspore_lite_kit() -> Iterator[Kit]:
-    from voiced.engine.backends.mindspore_lite.backend import MsliteBackend, find_python
+def mindspore_lite_kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    from voiced.engine.backends.mindspore_lite.backend import MsliteBackend
     from voiced.engine.build.mindspore.tools import Form, find_converter
 
-    try:
-        converter = find_converter(find_python())
-        backend = MsliteBackend()
-    except BackendUnavailable as error:
-        if os.environ.get("VOICED_REQUIRE_MSLITE") == "1":
-            pytest.fail(f"VOICED_REQUIRE_MSLITE=1: {error}")
-        pytest.skip(f"MindSpore Lite does not run here: {error}")
+    python: Path = request.getfixturevalue("mslite_python")
+    converter = find_converter(python)
+    backend = MsliteBackend(python=python)
 
     def make(source: Path) -> Path:
         form = Form("MINDIR_LITE", "general")
@@ -86,7 +81,7 @@ KITS = {"onnxruntime": onnxruntime_kit, "mindspore_lite": mindspore_lite_kit}
 
 @pytest.fixture(scope="module", params=KITS)
 def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
-    yield from KITS[request.param]()
+    yield from KITS[request.param](request)
 
 
 @pytest.fixture(scope="module")
