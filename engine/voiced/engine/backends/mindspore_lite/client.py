@@ -61,12 +61,15 @@ _LIBRARY_ERROR = re.compile(r"\[ERROR\] \w+\(.*?\):\S+ \[[^]]*\] (\w+\] )?")
 """[ERROR] ME(9297,7f00cffe6b80,python):2026-01-31-19:36:07.842.335 [file:line] function] text"""
 
 
+_NO_MEMORY = re.compile(r"bad_alloc|out of memory|malloc\w*\b.*fail", re.IGNORECASE)
+
+
 class _Died(Exception):
     """The server ended or was killed because it hung; `how` says which."""
 
-    def __init__(self, how: str, words: str, status: int | None = None) -> None:
-        super().__init__(how, words, status)
-        self.how, self.words, self.status = how, words, status
+    def __init__(self, how: str, lines: Sequence[str], status: int | None = None) -> None:
+        super().__init__(how, lines, status)
+        self.how, self.lines, self.status = how, lines, status
 
 
 class _Process:
@@ -131,9 +134,9 @@ class _Process:
             left_s = deadline_s - time.monotonic()
             ready = self._poll.poll(max(0, left_s) * 1000)
             if not ready:
-                words = self.last_words()
+                lines = self.last_words()
                 self.end()
-                raise _Died(f"gave no answer within {timeout_s:g} s and was killed", words)
+                raise _Died(f"gave no answer within {timeout_s:g} s and was killed", lines)
             # its errors are read along with its answers: a full pipe would stop it
             if any(fd == self._err for fd, _ in ready):
                 self._read_errors()
@@ -156,13 +159,13 @@ class _Process:
         self.ask({"op": "map", "bytes": size}, timeout_s)
         self.bytes = size
 
-    def last_words(self) -> str:
-        """Why it failed, as it wrote since the last question; empty when it wrote nothing."""
+    def last_words(self) -> list[str]:
+        """The lines that it wrote as errors since the last question."""
         while self._errors_open and select.select([self._err], [], [], 0)[0]:
             self._read_errors()
         lines = self._errors.decode(errors="replace").strip().splitlines()
         self._errors = b""
-        return reason_in(lines)
+        return lines
 
     def _read_errors(self) -> None:
         said = os.read(self._err, 65_536)
@@ -195,13 +198,17 @@ class _Process:
 class _Refused(Exception):
     """The server answered with an error of `RuntimeRefused`'s kinds."""
 
-    def __init__(self, kind: str, text: str, words: str) -> None:
-        super().__init__(kind, text, words)
-        self.kind, self.text, self.words = kind, text, words
+    def __init__(self, kind: str, text: str, lines: Sequence[str]) -> None:
+        super().__init__(kind, text, lines)
+        # the library gives no code for it, and says it in several ways
+        is_memory = any(_NO_MEMORY.search(line) for line in (text, *lines))
+        self.kind = "memory" if is_memory else kind
+        self.text, self.lines = text, lines
 
     def __str__(self) -> str:
         # the library's exceptions say "Common error code"; the reason is in its log
-        return f"{self.text} ({self.words})" if self.words else self.text
+        reason = reason_in(self.lines)
+        return f"{self.text} ({reason})" if reason else self.text
 
 
 class GraphServer:
@@ -369,7 +376,8 @@ class GraphServer:
             hello = process.receive(START_TIMEOUT_S)
         except _Died as error:
             process.end()
-            words = f" ({error.words})" if error.words else ""
+            reason = reason_in(error.lines)
+            words = f" ({reason})" if reason else ""
             raise BackendUnavailable(
                 f"mindspore_lite: {self.python} {error.how} before it was ready{words}; expected "
                 "Python 3.7 or newer with numpy: `make mindspore` makes one"
@@ -402,8 +410,7 @@ class ServerGraph:
             answer = self._server.ensure("graph", self._number, request, LOAD_TIMEOUT_S)
         except _Refused as error:
             text = f"{error} [mindspore_lite {self._server.version}]"
-            kind = "memory" if "bad_alloc" in text else error.kind
-            raise load_failure(self.path, kind, text) from error
+            raise load_failure(self.path, error.kind, text) from error
         except _Died as error:
             if error.status not in _OUT_OF_MEMORY:
                 raise
@@ -487,7 +494,9 @@ class ServerCall:
         self._memory: mmap.mmap | None = None
         self._copies: dict[str, list[tuple[Array, Array]]] = {}
         self.inside_ns = 0
-        """Time of the last run inside the runtime, without what crossed."""
+        """Time of the last run inside the library."""
+        self.keep_ns = 0
+        """Time that it took to copy results into tensors, on the other side."""
         server.attempt(self._known)
 
     def run(self) -> None:
@@ -505,7 +514,7 @@ class ServerCall:
         for array, shared in self._copies["inputs"]:
             shared[...] = array
         answer = self._server.ask({"op": "run", "call": self._number})
-        self.inside_ns = int(answer["ns"])
+        self.inside_ns, self.keep_ns = int(answer["ns"]), int(answer["keep_ns"])
         for array, shared in self._copies["outputs"]:
             array[...] = shared
 
@@ -561,10 +570,11 @@ def load_failure(path: Path, kind: str, text: str) -> BackendFailed:
 def reason_in(lines: Sequence[str]) -> str:
     """The line of a log that tells most: the library's first error, else the last line.
 
-    The library logs one error per level of its call stack, the cause first.
+    The library logs one error per level of its call stack, the cause first; before that it may
+    complain of plugins for other devices.
     """
     for line in lines:
-        if match := _LIBRARY_ERROR.match(line):
+        if (match := _LIBRARY_ERROR.match(line)) and "plugin" not in line:
             return line[match.end() :].strip()
     return lines[-1].strip() if lines else ""
 

@@ -11,7 +11,8 @@ Ends when standard input does.
     {"op": "allocate", "tensor": id, "shape": [..], "dtype": s}
     {"op": "bind", "call": id, "graph": id, "inputs": {name: place}, "outputs": {name: place}}
         place: a tensor's id, or [offset, shape, dtype] in the memory file
-    {"op": "run", "call": id}                                → {"ns": time inside the runtime}
+    {"op": "run", "call": id}
+        → {"ns": time in predict, "keep_ns": time to copy results into residents}
     {"op": "write" | "read", "tensor": id, "offset": n}
     {"op": "drop", "graph": [ids], "tensor": [ids], "call": [ids]}
     {"op": "memory"}                                         → {"rss": bytes, "peak": bytes}
@@ -110,7 +111,7 @@ class GraphServer:
         inputs = {name: self._view(place) for name, place in read.items()}
         outputs = {name: self._view(place) for name, place in written.items()}
         self._runtime.run(bound, inputs, outputs)
-        return {"ns": self._runtime.run_ns}
+        return {"ns": self._runtime.run_ns, "keep_ns": self._runtime.keep_ns}
 
     def _write(self, request: Message) -> None:
         tensor = self._tensors[request["tensor"]]

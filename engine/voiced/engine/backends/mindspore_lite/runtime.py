@@ -88,6 +88,8 @@ class Runtime:
         self.features = probe(self.library)
         self.run_ns = 0
         """Time that the last run spent inside `predict`."""
+        self.keep_ns = 0
+        """Time that it spent on copying results into resident tensors."""
 
     def load(
         self, path: str, threads: int, shapes: Mapping[str, Sequence[int]] | None = None
@@ -169,10 +171,14 @@ class Runtime:
             raise RuntimeRefused("memory", str(error) or "out of memory") from error
         except (RuntimeError, ValueError, TypeError) as error:
             raise RuntimeRefused("call", str(error)) from error
+        self.keep_ns = 0
         for tensor in found:
             resident = bound.outputs[tensor.name]
             target = outputs[tensor.name] if resident is None else resident
+            began = time.perf_counter()
             np.copyto(target, np.asarray(tensor.get_data_to_numpy()).reshape(target.shape))
+            if resident is not None:
+                self.keep_ns += int((time.perf_counter() - began) * 1e9)
 
 
 def import_library() -> Any:
