@@ -16,6 +16,7 @@ from tests.engine.tiny_whisper import MELS, build_tiny_whisper
 
 from voiced.audio.frames import RATE_HZ, Segment
 from voiced.audio.sources.media import read_all
+from voiced.daemon.commands.convert import model_convert_ascend
 from voiced.engine.backends.mindspore_lite import fake_api
 from voiced.engine.backends.mindspore_lite.ascend import AscendBackend
 from voiced.engine.backends.onnxruntime import OrtBackend
@@ -293,3 +294,21 @@ def test_real_speech_is_read_as_onnx_runtime_reads_it(
     assert card.implicit_bytes == 0
     ours.close()
     theirs.close()
+
+
+def test_configurations_are_written_where_there_is_no_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, configs = build_tiny_whisper(tmp_path / "tiny"), tmp_path / "configs"
+    status = model_convert_ascend(
+        str(bundle), gears_s=[2, 8], chip="310P", variant="aoe", device="ascend:0",
+        config_dir=configs,
+    )  # fmt: skip
+    assert status == 0
+    assert {path.name for path in configs.iterdir()} == {"prefill-1.cfg", "step-1.cfg"}
+    text = (configs / "step-1.cfg").read_text(encoding="utf-8")
+    assert 'aoe_mode="subgraph tuning, operator tuning"' in text
+    assert 'ge.dynamicDims="128,' in text
+    commands = capsys.readouterr().out.splitlines()
+    assert [command.split()[0] for command in commands] == ["converter_lite"] * 2
+    assert not Bundle.open(bundle).manifest.targets

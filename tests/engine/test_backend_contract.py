@@ -76,7 +76,27 @@ def mindspore_lite_kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
     backend.close()
 
 
-KITS = {"onnxruntime": onnxruntime_kit, "mindspore_lite": mindspore_lite_kit}
+def ascend_kit(_: pytest.FixtureRequest) -> Iterator[Kit]:
+    """The adapter for a card, on the stand-in for the library."""
+    from voiced.engine.backends.mindspore_lite import fake_api
+    from voiced.engine.backends.mindspore_lite.ascend import AscendBackend
+
+    def make(source: Path) -> Path:
+        converter = fake_api.Converter()
+        converter.optimize = "ascend_oriented"
+        converter.input_shape = {name: list(SHAPE) for name in ("x", "state", "ids")}
+        target = source.with_suffix("")
+        converter.convert(fake_api.FmkType.ONNX, str(source), str(target))
+        return target.with_suffix(".mindir")
+
+    yield Kit(AscendBackend("ascend:0", fake_api), make)
+
+
+KITS = {
+    "onnxruntime": onnxruntime_kit,
+    "mindspore_lite": mindspore_lite_kit,
+    "ascend": ascend_kit,
+}
 
 
 @pytest.fixture(scope="module", params=KITS)

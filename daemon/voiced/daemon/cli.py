@@ -379,21 +379,42 @@ def _model_build(
 def _model_convert(
     name: ModelName = "whisper-base-fp32",
     target: Annotated[
-        Literal["mindspore-cpu"], typer.Option("--target", help="What to convert it for.")
+        Literal["mindspore-cpu", "mindspore-ascend"],
+        typer.Option("--target", help="What to convert it for."),
     ] = "mindspore-cpu",
     gears: Annotated[
         str, typer.Option("--gears", help="Gear lengths in seconds, e.g. 2,4,8.", metavar="LIST")
     ] = "",
     threads: Threads = 1,
+    chip: Annotated[Literal["310P", "910B"], typer.Option(help="Ascend: the chip.")] = "910B",
+    variant: Annotated[
+        Literal["plain", "fused", "aoe"], typer.Option(help="Ascend: how far to optimise.")
+    ] = "fused",
+    device: Annotated[str, typer.Option(help="Ascend: card that checks it.")] = "ascend:0",
+    config_only: Annotated[
+        Path | None,
+        typer.Option(help="Ascend: only write configurations here.", metavar="DIR"),
+    ] = None,
 ) -> None:
     """Convert a bundle's graphs for another runtime, and check every one."""
-    from voiced.daemon.commands.convert import model_convert
+    from voiced.daemon.commands.convert import model_convert, model_convert_ascend
 
     try:
         lengths_s = [float(text) for text in gears.split(",") if text.strip()]
     except ValueError as error:
         raise typer.BadParameter(f"--gears takes numbers and commas: {error}") from error
-    _exit(model_convert(name, target=target, gears_s=lengths_s, threads=threads))
+    if target == "mindspore-cpu":
+        _exit(model_convert(name, target=target, gears_s=lengths_s, threads=threads))
+    _exit(
+        model_convert_ascend(
+            name,
+            gears_s=lengths_s,
+            chip=chip,
+            variant=variant,
+            device=device,
+            config_dir=config_only,
+        )
+    )
 
 
 @model_app.command("verify")

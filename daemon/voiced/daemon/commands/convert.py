@@ -9,9 +9,7 @@ from voiced.daemon.commands.model import FAILED, OK, say_failed, show_progress, 
 from voiced.daemon.config import load
 
 
-def model_convert(
-    name: str, *, target: str, gears_s: Sequence[float], threads: int
-) -> int:
+def model_convert(name: str, *, target: str, gears_s: Sequence[float], threads: int) -> int:
     """Convert a bundle for a target and print its folder; return the exit code.
 
     Args:
@@ -43,4 +41,64 @@ def model_convert(
         say_failed(error)
         return FAILED
     print(path)
+    return OK
+
+
+def model_convert_ascend(
+    name: str,
+    *,
+    gears_s: Sequence[float],
+    chip: str,
+    variant: str,
+    device: str,
+    config_dir: Path | None,
+) -> int:
+    """Convert a bundle for an Ascend card and print its folder; return the exit code.
+
+    Args:
+        name: Bundle name or folder.
+        gears_s: Gear lengths in seconds; empty for the default ones.
+        chip: `310P` or `910B`.
+        variant: `plain`, `fused` or `aoe`.
+        device: Card that checks the artifacts.
+        config_dir: Only write the converter's configurations there and print its commands.
+    """
+    from voiced.engine.backends.mindspore_lite.ascend import AscendBackend
+    from voiced.engine.build.mindspore import ascend
+    from voiced.engine.build.mindspore.ascend_config import (
+        VARIANTS,
+        AscendGraph,
+        AscendOptions,
+        Chip,
+        variant_options,
+    )
+    from voiced.engine.build.mindspore.convert import choose_gears
+    from voiced.engine.bundle import Bundle
+    from voiced.engine.errors import EngineError
+    from voiced.engine.store import resolve
+
+    (chosen,) = (each for each in VARIANTS if each.name == variant)
+
+    def options(graph: AscendGraph) -> AscendOptions:
+        return variant_options(graph, Chip(chip), chosen)
+
+    try:
+        bundle = Bundle.open(resolve(name))
+        gears = choose_gears(bundle, gears_s)
+        with stop_on_sigterm(), show_progress() as progress:
+            if config_dir is not None:
+                work = ascend.plan_work(bundle, gears, options, progress)
+                config_dir.mkdir(parents=True, exist_ok=True)
+                commands = ascend.write_configs(work, config_dir)
+            else:
+                backend = AscendBackend(device)
+                path = ascend.convert_ascend(
+                    bundle, gears, options, ascend.run_tool, backend, progress,
+                    library=f"converter_lite, checked with mindspore_lite {backend.version}",
+                )  # fmt: skip
+                commands = [str(path)]
+    except (EngineError, OSError) as error:
+        say_failed(error)
+        return FAILED
+    print(*commands, sep="\n")
     return OK

@@ -184,6 +184,8 @@ class AscendSession:
         if missing:
             raise BackendFailed(f"input {missing[0]!r} of {self._name} is not bound")
         gear = tuple(tuple(inputs[tensor.name].shape) for tensor in self._inputs)
+        if self.gears is not None and len(self.gears) == 1:
+            (gear,) = self.gears  # nothing to choose: the check below names what does not fit
         self.shift(gear)
         wanted = {
             tensor.name: TensorSpec(_numpy_type(tensor.dtype), shape)

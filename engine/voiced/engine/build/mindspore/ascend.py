@@ -6,9 +6,11 @@ Only the stand-in (`fake_api.py`) has been through this; no card has.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,28 @@ Runner = Callable[[Conversion, Path, Path, Path, Path], None]
 """Runs one conversion: (what, its configuration, ONNX file, output without suffix, log)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One graph of a bundle, and what it is to become."""
+
+    role: str
+    ran: list[Traced]
+    """What ran of it, one entry per set of shapes."""
+    graph: AscendGraph
+    options: AscendOptions
+
+    @property
+    def source(self) -> Path:
+        """The ONNX file."""
+        return self.ran[0].graph
+
+    def runs(self, output: str) -> tuple[Conversion, ...]:
+        """The converter's runs for it; `output` has no suffix."""
+        return conversions(
+            self.graph, self.options, model_file=str(self.source), output_file=output
+        )
+
+
 def convert_ascend(
     bundle: Bundle,
     gears: Sequence[Gear],
@@ -143,28 +167,12 @@ def convert_ascend(
         ConversionFailed: An artifact was not made, or computes wrongly.
         BundleError: The bundle cannot be written.
     """
-    traced = trace(bundle, gears, OrtBackend(), progress)
-    relative = bundle.manifest.family == "fireredasr"
-    roles = list(dict.fromkeys(each.role for each in traced))
-    work = []
-    for role in roles:
-        ran = [each for each in traced if each.role == role]
-        graph = describe(
-            ran[0].graph,
-            [each.axes for each in ran],
-            relative_bias=relative and role == "prefill",
-        )
-        chosen = options(graph)
-        conversions(graph, chosen, model_file="", output_file="")  # refused before anything runs
-        work.append((role, ran, graph, chosen))
+    work = plan_work(bundle, gears, options, progress)
     with BundleWriter(bundle.root, on_wait=progress) as writer:
         keep_files(bundle, writer, TARGET)
         log = writer.path_for(f"{TARGET}.log")
         log.touch()
-        artifacts = [
-            _convert(role, ran, graph, chosen, writer, runner, backend, log, progress)
-            for role, ran, graph, chosen in work
-        ]
+        artifacts = [_convert(each, writer, runner, backend, log, progress) for each in work]
         target = Target(
             library=library,
             gears=tuple(GearShape(frames=g.frames, batch=g.batch) for g in gears),
@@ -176,20 +184,53 @@ def convert_ascend(
         return writer.commit(msgspec.structs.replace(bundle.manifest, targets=targets))
 
 
+def plan_work(
+    bundle: Bundle,
+    gears: Sequence[Gear],
+    options: Callable[[AscendGraph], AscendOptions],
+    progress: Progress,
+) -> list[Work]:
+    """Find out what each graph of the bundle needs; nothing is converted.
+
+    Raises:
+        ConversionRefused: Options and graph do not go together.
+    """
+    traced = trace(bundle, gears, OrtBackend(), progress)
+    work = []
+    for role in dict.fromkeys(each.role for each in traced):
+        ran = [each for each in traced if each.role == role]
+        relative = bundle.manifest.family == "fireredasr" and role == "prefill"
+        axes = [each.axes for each in ran]
+        graph = describe(ran[0].graph, axes, relative_bias=relative)
+        each = Work(role, ran, graph, options(graph))
+        each.runs("")  # refused before anything is started
+        work.append(each)
+    return work
+
+
+def write_configs(work: Sequence[Work], folder: Path) -> list[str]:
+    """Write the converter's configurations; returns its command lines, in order."""
+    commands = []
+    for each in work:
+        for number, run in enumerate(each.runs(str(folder / f"{TARGET}-{each.role}")), 1):
+            config = folder / f"{each.role}-{number}.cfg"
+            config.write_text(run.config_text, encoding="utf-8")
+            commands.append(shlex.join(run.command(str(config))))
+    return commands
+
+
 def _convert(
-    role: str,
-    ran: Sequence[Traced],
-    graph: AscendGraph,
-    options: AscendOptions,
+    work: Work,
     writer: BundleWriter,
     runner: Runner,
     backend: Backend,
     log: Path,
     progress: Progress,
 ) -> Artifact:
-    source = ran[0].graph
+    role, ran, graph, options = work.role, work.ran, work.graph, work.options
+    source = work.source
     output = writer.path_for(f"{TARGET}-{role}")
-    runs = conversions(graph, options, model_file=str(source), output_file=str(output))
+    runs = work.runs(str(output))
     for number, run in enumerate(runs, 1):
         progress(f"{role}: {run.purpose} ({number} of {len(runs)}, {len(graph.gears)} gears)")
         config = writer.scratch_dir() / f"{role}-{number}.cfg"
