@@ -20,6 +20,7 @@ from voiced.daemon.commands.convert import model_convert_ascend
 from voiced.engine.backends.mindspore_lite import fake_api
 from voiced.engine.backends.mindspore_lite.ascend import AscendBackend
 from voiced.engine.backends.onnxruntime import OrtBackend
+from voiced.engine.build.graph import Precision
 from voiced.engine.build.mindspore import ascend
 from voiced.engine.build.mindspore.ascend_config import (
     VARIANTS,
@@ -312,3 +313,26 @@ def test_configurations_are_written_where_there_is_no_card(
     commands = capsys.readouterr().out.splitlines()
     assert [command.split()[0] for command in commands] == ["converter_lite"] * 2
     assert not Bundle.open(bundle).manifest.targets
+
+
+def test_a_bundle_in_fp16_keeps_its_scores_in_fp32_and_its_memory_in_fp16(
+    tmp_path: Path, card: fake_api.FakeDevice
+) -> None:
+    bundle = convert(
+        build_tiny_whisper(tmp_path / "half", precision=Precision.FP16), [Gear(200), Gear(800)]
+    )
+    step = ascend.describe(bundle.path("step"), [{"N": 1, "C": 128, "S": 700}])
+    assert (step.body, step.fp32_tail) == ("fp16", True)
+    assert abs(step.lowest_constant) <= 65504
+    log = (bundle.root / bundle.target(ascend.TARGET).log).read_text()
+    assert log.count("precision_mode=enforce_origin") == 2
+    ours = load_recognizer(config(bundle), AscendBackend("ascend:0", fake_api))
+    theirs = load_recognizer(config(bundle), OrtBackend())
+    pcm = sound(1.5, seed=4)
+    found, expected = hypotheses(ours, pcm, BEAM), hypotheses(theirs, pcm, BEAM)
+    assert [h.tokens for h in found] == [h.tokens for h in expected]
+    kinds = {detail.split()[0] for name, detail in card.calls if name == "Tensor"}
+    assert kinds == {"FLOAT16", "FLOAT32", "INT32"}
+    assert card.implicit_bytes == 0
+    ours.close()
+    theirs.close()

@@ -22,7 +22,7 @@ SPECIALS = (
 )
 
 
-def build_tiny_whisper(target: Path, seed: int = 3) -> Path:
+def build_tiny_whisper(target: Path, seed: int = 3, precision: Precision = Precision.FP32) -> Path:
     """Build the bundle into the folder `target`; returns it."""
     with BundleWriter(target) as writer:
         tokenizer = writer.scratch_dir() / "tokenizer.json"
@@ -30,7 +30,7 @@ def build_tiny_whisper(target: Path, seed: int = 3) -> Path:
         tokenizer.write_text(json.dumps(vocabulary), encoding="utf-8")
         size = len(vocabulary["model"]["vocab"]) + len(SPECIALS)
         manifest = build_resident_whisper(
-            weights(size, seed), tokenizer, writer, lambda _: None, precision=Precision.FP32
+            weights(size, seed), tokenizer, writer, lambda _: None, precision=precision
         )
         return writer.commit(msgspec.structs.replace(manifest, name=target.name))
 
