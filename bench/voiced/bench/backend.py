@@ -118,6 +118,7 @@ class TimedBackend:
         self._backend = backend
         self._roles = roles
         self.gear_frames = 0
+        """Gear that is being measured; 0 for none."""
         self.timed = Timed()
 
     def load(self, path: Path, *, threads: int) -> Session:
@@ -125,7 +126,9 @@ class TimedBackend:
         return _TimedSession(self, self._backend.load(path, threads=threads), path)
 
     def note(self, path: Path, run: Run) -> None:
-        """Take one call's times."""
+        """Take one call's times, unless no gear is being measured."""
+        if not self.gear_frames:
+            return
         spot = (self._roles[path.name], self.gear_frames)
         self.timed.runs.setdefault(spot, []).append(run)
 
@@ -208,6 +211,7 @@ class Contest:
         self, clips: Sequence[Clip], utterances: int, backend: MsliteBackend, advance: Progress
     ) -> Flatness:
         """Recognise `utterances` clips, again from the first when they run out."""
+        self.ours.gear_frames = 0
         sounds = [read_pcm(clip.path) for clip in clips]
         seen = []
         for number in range(utterances):

@@ -55,7 +55,7 @@ class Graph:
         self.takes = {t.name: spec_of(t) for t in inputs}
         """Name → (type, shape) of each input, in the model's order."""
         self.gives: dict[str, Spec] = {}
-        """The same of each output."""
+        """The same of each output, in the model's order."""
 
 
 class Bound:
@@ -172,9 +172,10 @@ class Runtime:
         except (RuntimeError, ValueError, TypeError) as error:
             raise RuntimeRefused("call", str(error)) from error
         self.keep_ns = 0
-        for tensor in found:
-            resident = bound.outputs[tensor.name]
-            target = outputs[tensor.name] if resident is None else resident
+        # asking each output for its name takes 5 us; their order is that of the first run
+        for tensor, name in zip(found, graph.gives):  # noqa: B905 (3.7 has no strict)
+            resident = bound.outputs[name]
+            target = outputs[name] if resident is None else resident
             began = time.perf_counter()
             np.copyto(target, np.asarray(tensor.get_data_to_numpy()).reshape(target.shape))
             if resident is not None:
