@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -240,3 +241,12 @@ def test_recorded_calls_are_the_first_and_the_last_ones() -> None:
 def test_axes_are_read_off_the_shapes(tmp_path: Path) -> None:
     onnx.save(doubling(["N", 3, "C"]), tmp_path / "a.onnx")
     assert axes_of(tmp_path / "a.onnx", {"x": (2, 3, 64)}) == {"N": 2, "C": 64}
+
+
+def test_a_quantised_bundle_is_refused_before_anything_starts(bundle: Bundle) -> None:
+    manifest = msgspec.structs.replace(bundle.manifest, quantisation="int8")
+    quantised = Bundle(bundle.root, manifest, "")
+    with pytest.raises(BundleError, match=r"found int8 graphs.*model build whisper-base-fp32"):
+        choose_gears(quantised, [2])
+    with pytest.raises(BundleError, match="int8 graphs cannot be converted"):
+        quantised.target(TARGET)

@@ -26,6 +26,11 @@ FORMAT = 1
 
 MANIFEST_NAME = "manifest.json"
 
+PORTABLE_HINT = (
+    "int8 graphs cannot be converted: build and convert a portable bundle, e.g. "
+    "`voiced model build whisper-base-fp32`, `voiced model convert whisper-base-fp32`"
+)
+
 Family = Literal["whisper", "fireredasr", "vad"]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -216,12 +221,18 @@ class Bundle:
             return self.manifest.targets[name]
         except KeyError:
             have = ", ".join(sorted(self.manifest.targets))
+            convert = f"`voiced model convert {self.root.name} --target {name}`"
             raise BundleError(
                 self.root / MANIFEST_NAME,
                 found=f"artifacts for {have} only" if have else "no converted artifacts",
                 expected=f"some for {name}",
-                next_step=f"convert it: `voiced model convert {self.root.name} --target {name}`",
+                next_step=PORTABLE_HINT if self.is_quantised else f"convert it: {convert}",
             ) from None
+
+    @property
+    def is_quantised(self) -> bool:
+        """Its graphs use integer arithmetic, which no converter takes."""
+        return self.manifest.quantisation.startswith("int8")
 
     def artifact(self, target: str, role: str, axes: Mapping[str, int]) -> Path:
         """Return the artifact of a target that has a role and these axes.

@@ -22,7 +22,7 @@ from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.mindspore.tools import ConversionFailed, Converter, Form
 from voiced.engine.build.mindspore.trace import Arrays, Traced, trace
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.bundle import Artifact, Bundle, GearShape, Parity, Target
+from voiced.engine.bundle import PORTABLE_HINT, Artifact, Bundle, GearShape, Parity, Target
 from voiced.engine.errors import BackendFailed, BundleError
 from voiced.engine.types import Gear
 
@@ -44,8 +44,15 @@ def choose_gears(bundle: Bundle, lengths_s: Sequence[float]) -> list[Gear]:
         lengths_s: In seconds; empty for the default.
 
     Raises:
-        BundleError: The bundle has no gear of a length.
+        BundleError: The bundle has no gear of a length, or cannot be converted at all.
     """
+    if bundle.is_quantised:
+        raise BundleError(
+            bundle.root,
+            found=f"{bundle.manifest.quantisation} graphs",
+            expected="graphs in fp32 or fp16",
+            next_step=PORTABLE_HINT,
+        )
     have = sorted({gear.frames for gear in bundle.gears})
     wanted = sorted({round(s * 100) for s in lengths_s})
     if not wanted:
