@@ -186,16 +186,23 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Check]:
         except EngineError as error:
             checks.append(Check(name, Status.FAILED, str(error)))
 
+    backend: Backend | None = None
     try:
         backend = plan.open_backend()
         plan = replace(plan, bundle=_narrowed(plan.bundle, backend))
-        subject = Subject(plan, plan.bundle, backend)
+        _run(plan, Subject(plan, plan.bundle, backend), step)
     except EngineError as error:
-        return [Check("load", Status.FAILED, str(error))]
+        checks.append(Check("load", Status.FAILED, str(error)))
+    finally:
+        _close(backend)
+    return checks
+
+
+def _run(plan: Plan, subject: Subject, step: Callable[[str, Callable[[], Check]], None]) -> None:
+    backend = subject.backend
     step("backend", lambda: describe_backend(plan, backend))
     step("golden pair", lambda: golden_pair(plan, backend))
-    for gear in subject.gears:  # everything below is measured warm
-        subject.ask(gear)
+    step("warming", lambda: warming(subject))
     step("gears in turn", lambda: gears_in_turn(plan, subject))
     reference: dict[Gear, Answer] = {}
     step("against ONNX Runtime", lambda: against_reference(plan, subject, reference))
@@ -205,7 +212,6 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Check]:
     step("device memory", lambda: device_memory(plan, subject))
     step("latency", lambda: latency(plan, subject))
     step("optimisations", lambda: optimisations(plan, subject))
-    return checks
 
 
 def describe_backend(plan: Plan, backend: Backend) -> Check:
@@ -224,6 +230,15 @@ def describe_backend(plan: Plan, backend: Backend) -> Check:
 def golden_pair(plan: Plan, backend: Backend) -> Check:
     """The bundle's own question."""
     return Check("golden pair", Status.PASSED, golden.check(plan.bundle, backend))
+
+
+def warming(subject: Subject) -> Check:
+    """Visit each gear once, so that everything after it is measured warm."""
+    begun = time.perf_counter()
+    for gear in subject.gears:
+        subject.ask(gear)
+    text = f"{len(subject.gears)} gears in {time.perf_counter() - begun:.1f} s"
+    return Check("warming", Status.MEASURED, text)
 
 
 def gears_in_turn(plan: Plan, subject: Subject) -> Check:
@@ -418,8 +433,11 @@ def optimisations(plan: Plan, subject: Subject) -> Check:
     for variant, opened in plan.variants.items():
         try:
             bundle, backend = opened()
-            other = Subject(plan, _narrowed(bundle, backend), backend)
-            results[variant] = measure(other, plan.repeats)
+            try:
+                other = Subject(plan, _narrowed(bundle, backend), backend)
+                results[variant] = measure(other, plan.repeats)
+            finally:
+                _close(backend)
         except EngineError as error:
             failed.append(f"{variant}: {error}")
     base = next(iter(results.values()))
@@ -502,6 +520,13 @@ def summary(checks: Sequence[Check]) -> Table:
         ("check", "status", "found"),
         tuple((check.name, check.status.value, check.text) for check in checks),
     )
+
+
+def _close(backend: Backend | None) -> None:
+    """End what the backend started: a graph server, or its hold on a card."""
+    close = getattr(backend, "close", None)
+    if close is not None:
+        close()
 
 
 def _narrowed(bundle: Bundle, backend: Backend) -> Bundle:

@@ -383,6 +383,11 @@ class AscendBackend:
             ) from error
         return AscendTensor(tensor, spec, traffic)
 
+    def close(self) -> None:
+        """Let go of every artifact; memory on the card goes with the last call that uses it."""
+        self._sessions.clear()
+        self._groups.clear()
+
     def check_thread(self) -> None:
         """Refuse every thread but the one that made the backend."""
         if threading.get_ident() != self._owner:
