@@ -138,6 +138,7 @@ def test_a_request_keeps_its_audio_and_the_time_it_has_left(
         errors.NoGearError(2, 3000, (Gear(400), Gear(1600, 4))),
         errors.EngineBusy(250),
         errors.BackendFailed("graph step failed"),
+        errors.StateLost("graph server killed"),
         errors.DeadlineExceeded("too late"),
         errors.Superseded("newer"),
     ],

@@ -319,5 +319,5 @@ def test_a_request_whose_state_is_lost_again_fails() -> None:
     recognizer = Forgetful(losses=2)
     (answer,) = answers_of(recognizer)
     assert isinstance(answer, StateLost)
-    assert answer.code == "backend_failed"
+    assert answer.code == "state_lost"
     assert recognizer.calls == 2

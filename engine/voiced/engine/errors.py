@@ -7,7 +7,7 @@ EngineError             base; `code` is stable and goes on the wire
 ├── LeaseError          buffer: a lease returned twice or used after return
 ├── BackendUnavailable  backend_unavailable: the runtime's library is missing
 ├── BackendFailed       backend_failed: the runtime raised while running
-│   └── StateLost       the same, and what it had computed is lost: begin again
+│   └── StateLost       state_lost: and what it had computed is gone; begin again
 ├── EngineBusy          busy: the queue is full; try again later
 ├── DeadlineExceeded    deadline: the answer would come too late
 ├── Superseded          superseded: a newer revision of the same segment took its place
@@ -84,6 +84,8 @@ class BackendFailed(EngineError):
 
 class StateLost(BackendFailed):
     """The runtime's process was replaced and its tensors are gone; the same request may succeed."""
+
+    code = "state_lost"
 
 
 class UnknownLanguage(EngineError):
