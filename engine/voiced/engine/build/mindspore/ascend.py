@@ -79,7 +79,7 @@ def describe(
         name=path.stem,
         inputs=tuple(value.name for value in graph.input),
         gears=tuple(gears),
-        body=max(weights, key=weights.__getitem__) if weights else "fp32",
+        body="fp16" if "fp16" in weights else "fp32",  # any of it makes the rules of fp16 hold
         fp32_tail=any(v.type.tensor_type.elem_type == TensorProto.FLOAT for v in graph.output),
         lowest_constant=lowest,
         relative_bias=relative_bias,
