@@ -27,7 +27,7 @@ ZH = "zh_multispeaker/SSB02000375"
 
 @pytest.fixture(scope="module")
 def recognizer(bundle: Path) -> Iterator[Recognizer]:
-    loaded = load_recognizer(EngineConfig(bundle_dir=str(bundle), max_batch=3))
+    loaded = load_recognizer(EngineConfig(bundle_dir=str(bundle), max_batch=3, n_best=2))
     loaded.warm(lambda _: None)
     yield loaded
     loaded.close()
@@ -59,6 +59,7 @@ def test_english_and_mandarin_are_read(
     assert (answer.segment, answer.revision, answer.is_final) == (7, 3, True)
     assert 0.5 < answer.confidence <= 1
     assert answer.n_best[0][0] == answer.text
+    assert len(answer.n_best) == 2
     assert answer.timings.steps > 3
     answer = one(recognizer, ask(clips[ZH], "zh"))
     assert "销售过程管理" in answer.text

@@ -242,6 +242,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         threads=engine.threads,
         languages=engine.languages,
         beam=engine.beam,
+        n_best=engine.n_best,
         max_batch=engine.max_batch,
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,

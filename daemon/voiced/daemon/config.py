@@ -115,6 +115,12 @@ class EngineSettings(_Section):
         description="Language of streams that pin none; absent: chosen for each segment.",
     )
     beam: int = Field(default=5, ge=1, le=16, description="Hypotheses kept for finals.")
+    n_best: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Alternatives sent with each final, best first; 0 sends none.",
+    )
     max_batch: int = Field(
         default=4, ge=1, le=64, description="Most segments of one gear run together."
     )

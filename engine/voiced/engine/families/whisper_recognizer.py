@@ -56,6 +56,7 @@ class WhisperRecognizer:
         tail = options.get("tail")
         self._pad_30s = options.get("pad_30s") == "1"
         self._beam = config.beam
+        self._n_best = config.n_best
         self._languages = config.languages
         self._live_s = config.max_segment_s
         self._backend = backend
@@ -217,7 +218,7 @@ class WhisperRecognizer:
         if len(kept) == 1 and len(parts) == 1:
             alternatives = tuple(
                 (self._text(kept[0], i), hypothesis.score)
-                for i, hypothesis in enumerate(kept[0].hypotheses)
+                for i, hypothesis in enumerate(kept[0].hypotheses[: self._n_best])
             )
         return Transcript(
             segment=request.segment.id,
