@@ -18,7 +18,7 @@ from voiced.audio.errors import VadUnavailable
 from voiced.audio.frames import AudioFrame, SegmentEvent
 from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
-from voiced.daemon.errors import PortInUse
+from voiced.daemon.errors import AddressRefused, PortInUse
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
 from voiced.daemon.session import SessionSettings
@@ -401,6 +401,25 @@ def test_connections_above_the_limit_are_dropped() -> None:
     serve(scenario, max_connections=1)
 
 
+def test_connections_that_say_nothing_keep_nobody_out() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            silent = [await asyncio.open_connection("127.0.0.1", rig.server.port) for _ in range(9)]
+            for _ in range(3):
+                assert (await rig.get("/healthz"))[0] == 200
+            with contextlib.suppress(ConnectionResetError):
+                assert await silent[0][0].read() == b""  # the oldest went
+            for _, writer in silent:
+                writer.close()
+                with contextlib.suppress(ConnectionResetError):
+                    await writer.wait_closed()
+            await send(client, WORD, Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+
+    serve(scenario, max_connections=4)
+
+
 def long_text(request: Request) -> Transcript:
     answer = length_as_text(request)
     return Transcript(
@@ -623,6 +642,17 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
             PortInUse, match=rf"port {rig.server.port} .* set another `server.port`"
         ):
             await second.start()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"), [("203.0.113.1", "cannot assign"), ("a host name", "not known")]
+)
+def test_an_address_of_elsewhere_is_named_with_its_setting(host: str, reason: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        with pytest.raises(AddressRefused, match=f"{host} port 0: .*{reason}.*set `server.host`"):
+            await Server(ServerOptions(host=host, port=0), rig.streams).start()
 
     serve(scenario)
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,8 @@ class Daemon:
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.
 
+        SIGHUP is such a signal where standard error is a terminal (it was closed), else ignored.
+
         Returns:
             The process's exit status: 0, or 1 when something did not end in time.
 
@@ -101,12 +104,17 @@ class Daemon:
             DaemonError, EngineError: A part could not be started or broke later.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        handlers = {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: self._on_signal if sys.stderr.isatty() else self._on_hangup,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler, number)
         try:
             is_clean = await self._supervisor.run(self._stop)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in handlers:
                 loop.remove_signal_handler(number)
         if self._failure is not None:
             raise self._failure
@@ -121,6 +129,9 @@ class Daemon:
         logger.critical("second signal, exit at once signal=%s", number.name)
         # The worker dies with its parent.
         os._exit(EXIT_FAILED)
+
+    def _on_hangup(self, number: signal.Signals) -> None:
+        logger.warning("ignored signal=%s: settings are read at the start alone", number.name)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """A part's own task must not end before the daemon does."""

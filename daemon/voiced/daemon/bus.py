@@ -22,7 +22,7 @@ import zmq
 import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
-from voiced.daemon.errors import EndpointInUse
+from voiced.daemon.errors import AddressRefused, EndpointInUse
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.wire import (
     VERSION,
@@ -89,7 +89,7 @@ class Bus:
 
         Raises:
             EndpointInUse: Another process is bound there.
-            zmq.ZMQError: The endpoint is no address ZeroMQ can bind.
+            AddressRefused: The endpoint cannot be bound for another reason.
         """
         self._context = zmq.Context()
         try:
@@ -213,7 +213,7 @@ def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, set
     except zmq.ZMQError as error:
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(endpoint, setting) from error
-        raise
+        raise AddressRefused(setting, endpoint, zmq.strerror(error.errno or 0)) from error
     return zmq_socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 

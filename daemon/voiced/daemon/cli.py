@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon.errors import DaemonError
+from voiced.daemon.commands.pipes import ends_with_its_reader, replace_closed_streams
+from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
 from voiced.plugins.errors import PluginError
 
@@ -49,12 +51,22 @@ UNAVAILABLE = frozenset(
 )
 """Codes of errors that mean: what is needed is not there. Their exit status is 3."""
 
-USAGE = frozenset({"config", "corpus", "output", "plugin_config", "plugin_not_found"})
+USAGE = frozenset({"address", "config", "corpus", "output", "plugin_config", "plugin_not_found"})
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
+
+
+class _Commands(TyperGroup):
+    """Commands whose output may lose its reader; the library's own answer to that is status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with ends_with_its_reader():
+            return super().invoke(ctx)
 
 
 def _typer(text: str) -> typer.Typer:
     return typer.Typer(
+        cls=_Commands,
         help=text,
         no_args_is_help=True,
         add_completion=False,
@@ -482,13 +494,9 @@ def exit_status(code: str) -> int:
 
 def main() -> None:
     """Run the command line of this process; never returns."""
+    replace_closed_streams()
     try:
         app()
-    except BrokenPipeError:
-        from voiced.daemon.commands.pipes import ends_with_its_reader
-
-        with ends_with_its_reader():
-            raise
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except OUR_ERRORS as error:
@@ -500,7 +508,8 @@ def main() -> None:
 def _report(error: Exception, status: int) -> NoReturn:
     if os.environ.get("VOICED_DEBUG"):
         raise error
-    print(f"voiced: {error}", file=sys.stderr)
+    text = os_reason(error) if isinstance(error, OSError) else str(error)
+    print(f"voiced: {text}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -7,6 +7,7 @@ import errno
 import http
 import ipaddress
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from websockets.http11 import Request, Response
 
 from voiced.audio.errors import AudioError
 from voiced.daemon.errors import (
+    AddressRefused,
     DaemonError,
     PortInUse,
     SlowClient,
@@ -63,7 +65,8 @@ class ServerOptions:
     max_queue: int = 8
     """Messages read ahead per connection; memory is at most this x max_message_bytes."""
     max_connections: int = 128
-    """TCP connections, streams or not; more are dropped."""
+    """TCP connections, streams or not. When there is one more, the oldest that has not sent its
+    request goes; where all have, the new one."""
     open_timeout_s: float = 10.0
     """For the HTTP request to be complete."""
     start_timeout_s: float = 10.0
@@ -92,8 +95,8 @@ class Server:
         self._settings, self._streams = settings, streams
         self._metrics = streams.metrics
         self._clients: set[_Client] = set()
-        self._connections: set[ServerConnection] = set()
-        """Every TCP connection, those too that have not sent a request yet."""
+        self._connections: dict[ServerConnection, None] = {}
+        """Every TCP connection, oldest first, those too that have not sent a request yet."""
         self._listener: WebSocketServer | None = None
 
     @property
@@ -108,7 +111,7 @@ class Server:
 
         Raises:
             PortInUse: Another process has the port.
-            OSError: The address cannot be bound for another reason.
+            AddressRefused: The address cannot be bound for another reason.
         """
         settings = self._settings
         try:
@@ -133,7 +136,11 @@ class Server:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(settings.host, settings.port) from error
-            raise
+            address = f"{settings.host} port {settings.port}"
+            # asyncio wraps the system's words in its own; what a name's resolver says has no errno.
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+            raise AddressRefused("server.host", address, reason) from error
         logger.info("server open host=%s port=%d", settings.host, self.port)
 
     async def drain(self, *, deadline_s: float) -> None:
@@ -249,21 +256,27 @@ class Server:
             self._metrics.connections_open.dec()
 
 
-def _tracked(registry: set[ServerConnection], max_connections: int) -> type[ServerConnection]:
+def _tracked(
+    registry: dict[ServerConnection, None], max_connections: int
+) -> type[ServerConnection]:
     """Make connections that stand in `registry` from the first packet to the last.
 
     The library knows only those whose handshake is complete, and its close waits for the rest.
+    A crowd of connections that say nothing must keep neither streams nor health checks out.
     """
 
     class Tracked(ServerConnection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            registry.add(self)
+            registry[self] = None
             if len(registry) > max_connections:
-                self.transport.abort()
+                silent = (each for each in registry if each.request is None)  # ends with self
+                victim = next(silent)
+                del registry[victim]
+                victim.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            registry.discard(self)
+            registry.pop(self, None)
             super().connection_lost(exc)
 
     return Tracked

@@ -27,7 +27,7 @@ from voiced.engine.errors import (
     Superseded,
 )
 from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
-from voiced.engine.process import WorkerProcess, runtime_dir
+from voiced.engine.process import WorkerProcess
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, retry_after_ms, too_late
 from voiced.engine.types import EngineConfig, EngineInfo, EngineLoad, Request, Transcript
@@ -216,7 +216,6 @@ class EngineHost:
         self._cleanup = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._generation = itertools.count(1)
         self._restarts = 0
         self._deaths_in_a_row = 0
         self._is_stopping = False
@@ -237,7 +236,6 @@ class EngineHost:
         try:
             self._context = zmq.asyncio.Context()
             self._cleanup.callback(self._context.term)
-            self._runtime_dir = self._cleanup.enter_context(runtime_dir())
             info = await self._launch(progress or (lambda _text: None))
         except BaseException as error:
             self.reason = str(error) or "start was cancelled"
@@ -357,8 +355,7 @@ class EngineHost:
         Raises:
             EngineError: It cannot start, in its own words where it had any.
         """
-        path = self._runtime_dir / f"engine-{next(self._generation)}.sock"
-        self._worker = worker = await WorkerProcess.start(self._context, self._config, path)
+        self._worker = worker = await WorkerProcess.start(self._context, self._config)
         try:
             self.info = await self._until_ready(worker, progress)
         except BaseException:
@@ -380,6 +377,8 @@ class EngineHost:
                         case ipc.Hello() if message.protocol != ipc.PROTOCOL:
                             found = f"engine worker speaks protocol {message.protocol}"
                             raise EngineDead(f"{found}, expected {ipc.PROTOCOL}; reinstall voiced")
+                        case ipc.Hello():
+                            worker.forget_address()
                         case ipc.Progress():
                             limit.reschedule(loop.time() + _LOADING_S)
                             progress(message.text)

@@ -30,7 +30,7 @@ _MAX_SOCKET_PATH = 107
 def runtime_dir() -> Iterator[Path]:
     """Make a folder that only this user may enter (0700), for sockets; removed at the end."""
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    room = len("/voiced-12345678/engine-1000000.sock")
+    room = len("/voiced-12345678/engine.sock")
     parents = [
         parent
         for parent in candidates
@@ -47,22 +47,25 @@ class WorkerProcess:
         self,
         process: asyncio.subprocess.Process,
         socket: zmq.asyncio.Socket,
-        socket_path: Path,
+        address: contextlib.ExitStack,
         lifeline_fd: int,
     ) -> None:
         self._process = process
         self._socket = socket
-        self._socket_path = socket_path
+        self._address = address
         self._lifeline_fd = lifeline_fd
         self._exited = asyncio.ensure_future(process.wait())
         self._receiving: asyncio.Future[bytes] | None = None
 
     @classmethod
-    async def start(
-        cls, context: zmq.asyncio.Context, config: EngineConfig, socket_path: Path
-    ) -> WorkerProcess:
-        """Start a worker that answers on `socket_path`; it says Hello, then Ready or Failure."""
-        endpoint = f"ipc://{socket_path}"
+    async def start(cls, context: zmq.asyncio.Context, config: EngineConfig) -> WorkerProcess:
+        """Start a worker; it says Hello, then Ready or Failure.
+
+        Raises:
+            OSError: No folder can be made for the socket, or no process started.
+        """
+        address = contextlib.ExitStack()
+        endpoint = f"ipc://{address.enter_context(runtime_dir())}/engine.sock"
         socket = context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.MAXMSGSIZE, ipc.MAX_MESSAGE_BYTES)
@@ -81,15 +84,23 @@ class WorkerProcess:
         except BaseException:
             os.close(lifeline_fd)
             socket.close()
+            address.close()
             raise
         finally:
             os.close(read_fd)
-        return cls(process, socket, socket_path, lifeline_fd)
+        return cls(process, socket, address, lifeline_fd)
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    def forget_address(self) -> None:
+        """Remove the socket's file and folder: the connection stands and needs neither.
+
+        What is not there cannot be left behind by a daemon that is killed.
+        """
+        self._address.close()
 
     def send(self, message: ipc.FromHost) -> None:
         """Send without waiting: the queue to the worker is bounded by what the host accepts."""
@@ -134,6 +145,6 @@ class WorkerProcess:
             if self._receiving is not None:
                 self._receiving.cancel()
             self._socket.close()
-            self._socket_path.unlink(missing_ok=True)
+            self._address.close()
             os.close(self._lifeline_fd)
             await asyncio.shield(self._exited)

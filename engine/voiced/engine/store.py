@@ -65,12 +65,15 @@ def resolve(name_or_path: str | Path) -> Path:
     for folder in search_path():
         if (folder / text / MANIFEST_NAME).is_file():
             return folder / text
-    have = ", ".join(path.name for path in list_bundles())
+    bundles = list_bundles()
+    have = ", ".join(path.name for path in bundles if (path / MANIFEST_NAME).is_file())
+    found = f"only {have}" if have else "no bundle at all"
+    folders = [path for path in bundles if path.name == text]
     raise BundleError(
-        search_path()[-1] / text,
-        found=f"only {have}" if have else "no bundle at all",
+        folders[0] if folders else search_path()[-1] / text,
+        found=f"a folder without {MANIFEST_NAME}" if folders else found,
         expected=f"a bundle named {text!r}",
-        next_step=f"get it with `voiced model pull {text}`",
+        next_step=f"get it with `voiced model pull {text}`; `voiced model list` shows all",
     )
 
 

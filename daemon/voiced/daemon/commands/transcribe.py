@@ -32,7 +32,7 @@ from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.commands.pipes import ends_with_its_reader
 from voiced.daemon.commands.subtitles import Cue, to_srt, to_vtt
-from voiced.daemon.errors import DaemonError
+from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine import store
 from voiced.engine.errors import EngineError
 from voiced.engine.types import Request, Transcript
@@ -156,7 +156,7 @@ async def _run(job: _Job, files: Sequence[Path], sink: Sink) -> int:
             raise
         except (AudioError, EngineError, OSError) as error:
             failed += 1
-            text = str(error)
+            text = os_reason(error) if isinstance(error, OSError) else str(error)
             where = "" if str(file) in text else f"{file}: "
             print(f"voiced: {where}{text}", file=sys.stderr, flush=True)
     return failed
