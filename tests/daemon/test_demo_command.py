@@ -20,6 +20,7 @@ def heard(text: str, *finals: str, language: str = "en") -> Heard:
     [
         ("en", "Hello world.", "hello, World!"),
         ("en", "One two three four five six.", "1-2-3-4-5-6"),
+        ("en", "One two three four five six.", "1-2-3-4-56"),
         ("zh", "一二三四五六七八九十。", "1234567890"),
         ("zh", "你好世界。", "你好世界"),
     ],
