@@ -484,6 +484,8 @@ def test_out_of_time_what_is_open_fails_and_the_stream_still_ends() -> None:
 
 def test_a_fault_in_the_audio_chain_ends_its_stream_and_answers_what_was_open() -> None:
     class Broken:
+        decision_sample = 0
+
         def feed(self, _: object) -> list[SegmentEvent]:
             if not self.is_open:
                 self.is_open = True

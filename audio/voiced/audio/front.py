@@ -119,6 +119,11 @@ class StreamFront:
         return self._history.end_sample
 
     @property
+    def decision_sample(self) -> int:
+        """Position up to which audio gives no event: until it has all come, it can wait outside."""
+        return self._history.end_sample + self._judge_at - self._waiting_samples
+
+    @property
     def silence_ms(self) -> int:
         """Length of the silence at the end of the open segment; 0 while speech or none is open.
 

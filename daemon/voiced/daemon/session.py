@@ -79,7 +79,8 @@ class Intake(Protocol):
     end_sample: int
     lost_samples: int
 
-    def feed(self, data: bytes) -> AudioFrame | None: ...
+    def hold(self, data: bytes) -> int: ...
+    def feed(self) -> AudioFrame | None: ...
     def lost(self, input_frames: int) -> AudioFrame | None: ...
     def finish(self) -> AudioFrame | None: ...
 
@@ -87,6 +88,8 @@ class Intake(Protocol):
 class Front(Protocol):
     """What a session needs of `voiced.audio.front`."""
 
+    @property
+    def decision_sample(self) -> int: ...
     def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
     def flush(self) -> list[SegmentEvent]: ...
     def finish(self) -> list[SegmentEvent]: ...
@@ -229,7 +232,7 @@ class StreamSession:
     def flush(self) -> None:
         """Close the open segment now. Raises StreamBroken like `feed`."""
         if not self.is_ending:
-            self._advance(self._front.flush)
+            self._advance(lambda: self._place(self._intake.feed()) + self._front.flush())
 
     async def finish(self) -> None:
         """Close the open segment, wait for every result, say `ended`. Idempotent."""
@@ -238,7 +241,7 @@ class StreamSession:
 
     async def cancel(self) -> None:
         """Like `finish`, but the open segment is thrown away (an empty `final`)."""
-        self._begin_end(self._front.cancel)
+        self._begin_end(lambda: self._place(self._intake.feed()) + self._front.cancel())
         await self._ended()
 
     async def abort(self) -> None:
@@ -271,13 +274,15 @@ class StreamSession:
     # ---- audio to events -------------------------------------------------------------------
 
     def _take(self, block: bytes) -> list[SegmentEvent]:
-        return self._place(self._intake.feed(block))
+        """Let a block wait for those with which an event can come; that is never late for it."""
+        received_sample = self._intake.hold(block)
+        self._arrivals.note(received_sample, self._clock.monotonic_ns())
+        if received_sample < self._front.decision_sample:
+            return []
+        return self._place(self._intake.feed())
 
     def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
-        if frame is None:
-            return []
-        self._arrivals.note(frame.end_sample, self._clock.monotonic_ns())
-        return self._front.feed(frame)
+        return [] if frame is None else self._front.feed(frame)
 
     def _drain_front(self) -> list[SegmentEvent]:
         return self._place(self._intake.finish()) + self._front.finish()
