@@ -63,7 +63,7 @@ class ServerSettings(_Section):
     )
     allowed_origins: tuple[str, ...] = Field(
         default=(),
-        description="Web pages (Origin headers) that may connect besides the daemon's own host; "
+        description="Web pages (Origin headers) that may connect besides those of loopback hosts; "
         '"*" allows every page. Clients that send no Origin are always allowed.',
     )
     start_timeout_s: float = Field(
@@ -128,7 +128,7 @@ class EngineSettings(_Section):
         default=64,
         ge=1,
         le=100_000,
-        description="Closed segments waiting before new streams are refused.",
+        description="Finals waiting or running at once; more are tried again until their deadline.",
     )
     hang_timeout_s: float = Field(
         default=30.0,
