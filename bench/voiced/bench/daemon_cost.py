@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MESSAGE_MS = (20, 40, 100)
 """Sound in one WebSocket message: what browsers, telephony and microphones send."""
-STREAMS = 4
+STREAMS = 16
 """Streams at once; their messages are spread evenly over time."""
 _IDLE_S = 3.0
 _SPARE_S = 30.0
