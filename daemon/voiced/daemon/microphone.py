@@ -176,7 +176,7 @@ class MicrophoneRunner:
                 try:
                     await self._handle(event)
                 except Exception as error:  # the top of this stream's session
-                    self._break_session(error)
+                    await self._break_session(error)
         finally:
             self._source.stop()
             crossing.close()
@@ -280,9 +280,8 @@ class MicrophoneRunner:
         if session is not None:
             await session.finish()
 
-    def _break_session(self, error: Exception) -> None:
-        """Count, log and report what ended the session; a new one follows."""
-        self._session = None
+    async def _break_session(self, error: Exception) -> None:
+        """Log what ended the session and end it, so that its name is free; a new one follows."""
         self._retry_at_ns = self._clock.monotonic_ns() + round(_SESSION_RETRY_S * 1e9)
         self._status = replace(
             self._status,
@@ -297,6 +296,7 @@ class MicrophoneRunner:
                 self._status.device,
                 exc_info=error,
             )
+        await self._end_session()
 
     def _complain(self, error: MicrophoneError) -> None:
         if count := self._complaints.due(error.code, self._clock.monotonic_ns()):
