@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LISTS = ("constraints.txt", "constraints-peers.txt")
 
-INDEX_HOST = re.compile(r"\b(?:pypi|pythonhosted)\.org\b|://\S+/simple\b", re.IGNORECASE)
+INDEX_HOST = re.compile(r"\b(?:pypi|pythonhosted)\.org\b|://(?!127\.)\S+/simple\b", re.IGNORECASE)
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|Users|tmp|mnt)/[\w.-]+")
 
 NAMES_THE_PATTERNS = {"tests/test_repository.py"}
