@@ -151,6 +151,12 @@ def test_a_client_that_sends_an_unknown_field_is_told_which() -> None:
         decode_client('{"type":"flush","colour":"red"}')
 
 
+@pytest.mark.parametrize("field", [r'"stream":"desk\n"', r'"language":"en\n"'])
+def test_a_line_feed_behind_a_name_is_refused(field: str) -> None:
+    with pytest.raises(WireError, match="regex"):
+        decode_client(f'{{"type":"start","v":1,"audio":{{}},{field}}}')
+
+
 def test_a_subscriber_ignores_fields_of_a_newer_server() -> None:
     message = decode_server('{"type":"heartbeat","v":1,"stream":"-","seq":3,"mood":"fine"}')
     assert message == Heartbeat(stream="-", seq=3)

@@ -15,8 +15,9 @@ VERSION = 1
 
 EncodingName = Literal["pcm_s16le", "pcm_s32le", "pcm_f32le", "mulaw", "alaw"]
 VadName = Literal["cascade", "silero", "webrtc"]
-StreamName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
-Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}$")]
+# `\Z`, not `$`, which a line feed may follow: names stand in topics and log lines.
+StreamName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
+Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}\Z")]
 
 
 class AudioParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
