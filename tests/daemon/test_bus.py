@@ -148,7 +148,10 @@ RUBBISH = {
     "another version": [encode(INTENT).replace(b'"v":1', b'"v":2')],
     "a stream that is no name": [encode(INTENT).replace(b'"desk"', b'"a/b c"')],
     "too long": [encode(INTENT).replace(b'"open"', b'"' + b"o" * MAX_INGEST_BYTES + b'"')],
-    "too deep": [b'{"type":"intent","slots":' + b'{"a":' * 5_000],
+    "too deep to read": [b'{"type":"intent","slots":' + b'{"a":' * 5_000],
+    "too deep to write again": [
+        encode(INTENT).replace(b'"window"', b"[" * 900 + b"]" * 900),
+    ],
 }
 
 

@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 MAX_INGEST_BYTES = 64 * 1024
 """Longest message taken from a plugin."""
+_MAX_SLOT_LEVELS = 32
+"""Lists and objects inside of each other: far below where decoding or encoding them fails."""
 _MAX_FRAME_BYTES = 1 << 20  # libzmq cuts a peer that sends more; RCVHWM x this bounds memory
 _RCVHWM = 100
 _WARN_INTERVAL_S = 60.0
@@ -171,7 +173,8 @@ def read_intent(parts: list[bytes]) -> Intent:
     """Check what a plugin sent.
 
     Raises:
-        WireError: Not exactly one part with a valid `intent` of at most MAX_INGEST_BYTES.
+        WireError: Not exactly one part with a valid `intent` of at most MAX_INGEST_BYTES, nested
+            so little that it can be written again.
     """
     if len(parts) != 1:
         raise WireError(f"found {len(parts)} parts, expected 1: the JSON of an intent")
@@ -186,7 +189,17 @@ def read_intent(parts: list[bytes]) -> Intent:
         msgspec.convert(message.stream, StreamName)
     except msgspec.ValidationError as error:
         raise WireError(f"intent.stream: {error}") from error
+    if not _is_flat(message.slots, _MAX_SLOT_LEVELS):
+        raise WireError(f"intent.slots: nested deeper than {_MAX_SLOT_LEVELS} levels")
     return message
+
+
+def _is_flat(value: object, levels: int) -> bool:
+    """Tell whether at most `levels` lists and objects are inside of each other."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inside)
 
 
 class _Rejections:
