@@ -18,6 +18,7 @@ from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
 from voiced.daemon.config import Settings
+from voiced.daemon.errors import StartTimeout
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.sdnotify import Notifier
@@ -171,8 +172,12 @@ class Daemon:
         await self._server.close()
 
     async def _start_engine(self) -> None:
-        async with asyncio.timeout(self._settings.limits.ready_timeout_s):
-            await self._engine.start()
+        limit_s = self._settings.limits.ready_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._engine.start()
+        except TimeoutError:
+            raise StartTimeout(limit_s) from None
 
     async def _stop_engine(self, left_s: float) -> None:
         await self._engine.stop()

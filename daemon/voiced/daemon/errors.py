@@ -9,6 +9,7 @@ DaemonError             base; `code` is stable and goes on the wire
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
 ├── StreamBroken        internal: a fault of ours ended the stream
 ├── SlowClient          slow_client: a client does not read what it is sent
+├── StartTimeout        start_timeout: the engine was not ready within the time that is set
 ├── AddressRefused      address: the system cannot listen on the address that is set
 ├── PortInUse           port_in_use: another process listens on the TCP port
 └── EndpointInUse       endpoint_in_use: another process is bound to the ZeroMQ endpoint
@@ -132,6 +133,22 @@ class SlowClient(DaemonError):
         return (
             f"client does not read: {self.waiting_messages} messages "
             f"({self.waiting_bytes} bytes) were waiting for it"
+        )
+
+
+class StartTimeout(DaemonError):
+    """The engine was not loaded and warmed in time."""
+
+    code = "start_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return (
+            f"engine was not ready within {self.limit_s:g} s; "
+            "raise `limits.ready_timeout_s`, or see `voiced model verify`"
         )
 
 
