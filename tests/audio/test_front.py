@@ -166,6 +166,17 @@ def test_a_long_gap_closes_the_segment_and_forgets_the_past() -> None:
     assert opened[-1].start_sample == RATE + 1601
 
 
+def test_a_long_loss_closes_the_segment_before_sound_returns() -> None:
+    front = make()
+    play(front, voice(1))
+    assert front.skip(RATE + 1600) == []  # short: filled when sound returns
+    (gap,) = closed(front.skip(RATE + 1601))
+    assert (gap.reason, gap.segment.end_sample) == (CloseReason.GAP, RATE)
+    assert front.skip(60 * RATE) == []
+    (after,) = closed(front.feed(AudioFrame(60 * RATE + 80, voice(1))) + front.finish())
+    assert (after.segment.start_sample, after.segment.end_sample) == (60 * RATE, 61 * RATE + 80)
+
+
 def test_a_short_gap_is_filled_with_silence() -> None:
     front = make()
     play(front, voice(1))

@@ -413,6 +413,21 @@ def test_a_source_that_is_gone_still_gets_its_last_word_on_the_bus_alone() -> No
     run(scenario)
 
 
+def test_a_sentence_is_answered_while_its_device_is_away() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(tone(1.0))
+        session.lost(4_000)
+        await until(lambda: bool(bench.of(Final)))
+        session.lost(4_000)
+        await session.finish()
+        check_promises(bench.published)
+        assert [m.reason for m in bench.of(SpeechEnded) if isinstance(m, SpeechEnded)] == ["gap"]
+
+    run(scenario)
+
+
 def test_lost_audio_moves_the_clock_and_is_reported() -> None:
     async def scenario() -> None:
         bench = Bench()

@@ -91,6 +91,7 @@ class Front(Protocol):
     @property
     def decision_sample(self) -> int: ...
     def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
+    def skip(self, to_sample: int) -> list[SegmentEvent]: ...
     def flush(self) -> list[SegmentEvent]: ...
     def finish(self) -> list[SegmentEvent]: ...
     def cancel(self) -> list[SegmentEvent]: ...
@@ -224,10 +225,11 @@ class StreamSession:
     def lost(self, input_frames: int) -> None:
         """Note that the source lost audio, in frames (samples per channel) of its own rate.
 
-        Raises StreamBroken like `feed`.
+        A long loss closes the open segment now: sound may never return. Raises StreamBroken like
+        `feed`.
         """
         if not self.is_ending:
-            self._advance(lambda: self._place(self._intake.lost(input_frames)))
+            self._advance(lambda: self._pass_over(input_frames))
 
     def flush(self) -> None:
         """Close the open segment now. Raises StreamBroken like `feed`."""
@@ -283,6 +285,10 @@ class StreamSession:
 
     def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
         return [] if frame is None else self._front.feed(frame)
+
+    def _pass_over(self, input_frames: int) -> list[SegmentEvent]:
+        before = self._place(self._intake.lost(input_frames))
+        return before + self._front.skip(self._intake.end_sample)
 
     def _drain_front(self) -> list[SegmentEvent]:
         return self._place(self._intake.finish()) + self._front.finish()
