@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
+import zmq.asyncio
 
 from voiced.audio.clock import FakeClock, SystemClock
 from voiced.audio.frames import Segment
@@ -30,7 +33,7 @@ from voiced.engine.errors import (
     Superseded,
 )
 from voiced.engine.host import Engine, EngineHost, InProcessEngine, restart_delay_s
-from voiced.engine.process import runtime_dir
+from voiced.engine.process import WorkerProcess, runtime_dir
 from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
 
 TONE = (8_000 * np.sin(2 * np.pi * 440 * np.arange(3_200) / 16_000)).astype(np.int16)
@@ -463,6 +466,30 @@ def test_a_segment_too_long_for_any_message_is_refused() -> None:
             assert engine.load().queued_finals == 0
 
     run(scenario())
+
+
+@pytest.mark.parametrize("resource", ["sockets", "files"])
+def test_a_worker_that_cannot_be_started_leaves_nothing(
+    resource: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_pipe() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scenario() -> None:
+        with zmq.asyncio.Context() as context, monkeypatch.context() as patch:
+            if resource == "sockets":
+                context.set(zmq.MAX_SOCKETS, 1)
+            else:
+                patch.setattr("voiced.engine.process.os.pipe", no_pipe)
+            with (
+                context.socket(zmq.PAIR),
+                pytest.raises(OSError, match="many open files"),
+            ):
+                await WorkerProcess.start(context, config())
+        # Leaving the context would wait for ever for a socket that is left open.
+
+    run(scenario())
+    assert not list(tmp_path.glob("voiced-*"))
 
 
 def test_the_socket_is_in_a_folder_of_this_user_alone(tmp_path: Path) -> None:

@@ -64,30 +64,32 @@ class WorkerProcess:
         Raises:
             OSError: No folder can be made for the socket, or no process started.
         """
-        address = contextlib.ExitStack()
-        endpoint = f"ipc://{address.enter_context(runtime_dir())}/engine.sock"
-        socket = context.socket(zmq.DEALER)
-        socket.set(zmq.LINGER, 0)
-        socket.set(zmq.MAXMSGSIZE, ipc.MAX_MESSAGE_BYTES)
-        socket.set(zmq.SNDHWM, 0)  # bounded by what the host accepts
-        socket.set(zmq.RCVHWM, 0)
-        read_fd, lifeline_fd = os.pipe()
-        try:
-            socket.bind(endpoint)
-            launch = ipc.Launch(config, endpoint, logging.getLogger().getEffectiveLevel())
-            os.write(lifeline_fd, ipc.encode_launch(launch))
-            process = await asyncio.create_subprocess_exec(
-                # -P: a folder of the user's that is called like a library must not be imported
-                *(sys.executable, "-P", "-m", "voiced.engine.worker"),
-                stdin=read_fd,
-            )
-        except BaseException:
-            os.close(lifeline_fd)
-            socket.close()
-            address.close()
-            raise
-        finally:
-            os.close(read_fd)
+        with contextlib.ExitStack() as undo:
+            address = undo.enter_context(contextlib.ExitStack())
+            endpoint = f"ipc://{address.enter_context(runtime_dir())}/engine.sock"
+            try:
+                socket = context.socket(zmq.DEALER)
+                undo.callback(socket.close)
+                socket.set(zmq.LINGER, 0)
+                socket.set(zmq.MAXMSGSIZE, ipc.MAX_MESSAGE_BYTES)
+                socket.set(zmq.SNDHWM, 0)  # bounded by what the host accepts
+                socket.set(zmq.RCVHWM, 0)
+                socket.bind(endpoint)
+            except zmq.ZMQError as error:  # no OSError, though its numbers are those of one
+                raise OSError(error.errno, f"engine socket: {error.strerror}") from error
+            read_fd, lifeline_fd = os.pipe()
+            undo.callback(os.close, lifeline_fd)
+            try:
+                launch = ipc.Launch(config, endpoint, logging.getLogger().getEffectiveLevel())
+                os.write(lifeline_fd, ipc.encode_launch(launch))
+                process = await asyncio.create_subprocess_exec(
+                    # -P: a folder of the user's that is called like a library must not be imported
+                    *(sys.executable, "-P", "-m", "voiced.engine.worker"),
+                    stdin=read_fd,
+                )
+            finally:
+                os.close(read_fd)
+            undo.pop_all()
         return cls(process, socket, address, lifeline_fd)
 
     @property
