@@ -406,6 +406,27 @@ def test_a_worker_that_cannot_come_back_is_tried_again(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_a_fault_of_the_supervisor_fails_what_is_open_instead_of_hanging_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_deaths: int) -> float:
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        monkeypatch.setattr("voiced.engine.host.restart_delay_s", broken)
+        async with started(EngineHost(config(delay_ms="400"))) as engine:
+            final = asyncio.create_task(engine.recognize(ask(1)))
+            await asyncio.sleep(0)
+            kill(engine)
+            assert isinstance(await outcome_of(final), EngineDead)
+            assert (engine.ready, "ZeroDivisionError" in engine.reason) == (False, True)
+            with pytest.raises(EngineDead, match="supervision broke"):
+                await engine.recognize(ask(2))
+        assert "engine is lost" in caplog.text
+
+    run(scenario())
+
+
 def test_finals_that_wait_for_a_worker_keep_their_deadline(tmp_path: Path) -> None:
     async def scenario() -> None:
         marker, clock = tmp_path / "started", FakeClock()

@@ -218,7 +218,7 @@ class EngineHost:
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts = 0
         self._deaths_in_a_row = 0
-        self._is_stopping = False
+        self._is_stopping = self._is_broken = False
         self.ready = False
         self.reason = "not started"
         self.info: EngineInfo | None = None
@@ -245,11 +245,22 @@ class EngineHost:
             asyncio.create_task(self._supervise(), name="engine-supervisor"),
             asyncio.create_task(self._watch_deadlines(), name="engine-deadlines"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_done)
         return info
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours: nobody keeps a worker any more, so no request may wait for one."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("engine is lost task=%s", task.get_name(), exc_info=error)
+        self._is_broken = True
+        self.ready, self.reason = False, f"engine supervision broke: {type(error).__name__}"
+        self._open.fail_all(self.reason)
 
     async def recognize(self, request: Request) -> Transcript:
         """Have the worker answer one request; see `Engine.recognize`."""
-        if not self._tasks or self._is_stopping:
+        if not self._tasks or self._is_broken or self._is_stopping:
             raise EngineDead(f"engine takes no requests: {self.reason}")
         samples = len(request.segment.pcm)
         if samples > ipc.MAX_SEGMENT_SAMPLES:
