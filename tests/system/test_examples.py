@@ -2,82 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import os
 import selectors
 import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import wave
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.system.running_daemon import DEADLINE_S, FAKE, Daemon, launch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-RATE_HZ = 16_000
-DEADLINE_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the daemon under test listens."""
-
-    url: str
-    bus: str
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """`voiced run` on free ports, ready."""
-    folder = tmp_path_factory.mktemp("daemon")
-    address_file, log_file = folder / "addresses", folder / "log"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("VOICED_")}
-    command = [
-        *(sys.executable, "-m", "voiced.daemon.cli", "run", "--model", "fake"),
-        *("--port", "0", "--bus", "tcp://127.0.0.1:*", "--ingest", "tcp://127.0.0.1:0"),
-        *("--set", "vad.kind=webrtc", "--address-file", str(address_file)),
-    ]
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env={**clean, "XDG_CONFIG_HOME": str(folder)},
-        )
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon that is ready, and at the end exits cleanly."""
+    running = launch(tmp_path_factory.mktemp("daemon"), *FAKE)
     try:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while not (address_file.exists() and is_ready(address_file)):
-            text = log_file.read_text(encoding="utf-8")
-            assert process.poll() is None, f"daemon ended:\n{text}"
-            assert time.monotonic() < deadline_s, f"daemon is not ready:\n{text}"
-            time.sleep(0.02)  # polling a process; the deadline is what counts
-        where = json.loads(address_file.read_text(encoding="utf-8"))
-        yield Addresses(f"ws://{where['host']}:{where['port']}/v1/stream", where["bus"])
-        process.terminate()
-        assert process.wait(DEADLINE_S) == 0, log_file.read_text(encoding="utf-8")
+        running.wait_ready()
+        yield running
+        running.process.terminate()
+        assert running.wait_exit() == 0, running.log
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def is_ready(address_file: Path) -> bool:
-    where = json.loads(address_file.read_text(encoding="utf-8"))
-    url = f"http://{where['host']}:{where['port']}/readyz"
-    try:
-        with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:
-            return bool(response.status == 200)
-    except urllib.error.HTTPError as error:  # 503 until the engine is warm
-        error.close()
-        return False
+        running.kill()
 
 
 @pytest.fixture(params=[(8_000, 1), (44_100, 2)], ids=["8kHz-mono", "44.1kHz-stereo"])
@@ -125,17 +77,17 @@ def assert_heard_one(lines: list[str]) -> None:
     assert [line for line in lines if line.startswith("final")] == ["final one"]
 
 
-def test_the_python_client_prints_the_final(daemon: Addresses, recording: Path) -> None:
+def test_the_python_client_prints_the_final(daemon: Daemon, recording: Path) -> None:
     command = [sys.executable, str(EXAMPLES / "client.py")]
     assert_heard_one(run_client(command, recording, daemon.url))
 
 
-def test_the_javascript_client_prints_the_final(daemon: Addresses, recording: Path) -> None:
+def test_the_javascript_client_prints_the_final(daemon: Daemon, recording: Path) -> None:
     command = [*node_command(), str(EXAMPLES / "client.js")]
     assert_heard_one(run_client(command, recording, daemon.url))
 
 
-def test_the_clients_say_what_is_wrong_and_fail(daemon: Addresses, tmp_path: Path) -> None:
+def test_the_clients_say_what_is_wrong_and_fail(daemon: Daemon, tmp_path: Path) -> None:
     too_slow = tmp_path / "too-slow.wav"
     with wave.open(str(too_slow), "wb") as wav:
         wav.setnchannels(1)
@@ -153,10 +105,10 @@ def test_the_clients_say_what_is_wrong_and_fail(daemon: Addresses, tmp_path: Pat
     assert "rate_hz" in result.stdout
 
 
-def test_the_subscriber_prints_the_final(daemon: Addresses, recording: Path) -> None:
+def test_the_subscriber_prints_the_final(daemon: Daemon, recording: Path) -> None:
     client = [sys.executable, str(EXAMPLES / "client.py")]
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "subscriber.py"), daemon.bus],
+        [sys.executable, str(EXAMPLES / "subscriber.py"), daemon.addresses()["bus"]],
         stdout=subprocess.PIPE,
         text=True,
     )
