@@ -466,6 +466,24 @@ def test_a_client_that_never_reads_is_closed_and_the_bus_has_its_finals() -> Non
     )
 
 
+def test_a_client_that_pings_and_never_reads_is_cut() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as reader:
+            await started(reader)
+            deaf = await rig.client(ping_interval=None, close_timeout=0.1)
+            deaf.transport.pause_reading()
+            pings = Frame(Opcode.PING, b"p" * 125).serialize(mask=True) * 1_000
+            while not deaf.transport.is_closing():  # until the other side resets the connection
+                if deaf.transport.get_write_buffer_size() == 0:
+                    deaf.transport.write(pings)
+                await asyncio.sleep(0)
+            await deaf.wait_closed()
+            await send(reader, WORD, Stop())
+            assert kinds(await rest(reader))[-2:] == ["Final", "Ended"]
+
+    serve(scenario, outbox_bytes=100_000)
+
+
 # ---- limits ------------------------------------------------------------------------------------
 
 

@@ -120,7 +120,9 @@ class Server:
                 settings.host,
                 settings.port,
                 process_request=self._on_request,
-                create_connection=_tracked(self._connections, settings.max_connections),
+                create_connection=_tracked(
+                    self._connections, settings.max_connections, settings.outbox_bytes
+                ),
                 compression=None,
                 max_size=settings.max_message_bytes,
                 max_queue=settings.max_queue,
@@ -257,12 +259,15 @@ class Server:
 
 
 def _tracked(
-    registry: dict[ServerConnection, None], max_connections: int
+    registry: dict[ServerConnection, None], max_connections: int, max_unsent_bytes: int
 ) -> type[ServerConnection]:
     """Make connections that stand in `registry` from the first packet to the last.
 
     The library knows only those whose handshake is complete, and its close waits for the rest.
     A crowd of connections that say nothing must keep neither streams nor health checks out.
+
+    A client that sends pings and never reads is cut when `max_unsent_bytes` of pongs wait for it:
+    the library answers each at once, whether or not the last one could leave.
     """
 
     class Tracked(ServerConnection):
@@ -274,6 +279,11 @@ def _tracked(
                 victim = next(silent)
                 del registry[victim]
                 victim.transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > max_unsent_bytes:
+                self.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
             registry.pop(self, None)
