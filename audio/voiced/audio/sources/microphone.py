@@ -226,6 +226,8 @@ class Microphone:
                 if capture is None:
                     return
                 self._capture = capture
+                if self._stopping.is_set():  # `stop` may have looked for it just before
+                    return
                 self._ledger.opened(capture.audio.rate_hz)
                 yield Opened(capture.device.name, capture.audio)
                 lost, has_recorded = yield from self._read(capture)
