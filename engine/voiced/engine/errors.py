@@ -7,6 +7,7 @@ EngineError             base; `code` is stable and goes on the wire
 ├── LeaseError          buffer: a lease returned twice or used after return
 ├── BackendUnavailable  backend_unavailable: the runtime's library is missing
 ├── BackendFailed       backend_failed: the runtime raised while running
+├── UnknownLanguage     unknown_language: the model does not know a pinned or configured language
 ├── EngineBusy          busy: the queue is full; try again later
 ├── DeadlineExceeded    deadline: the answer would come too late
 ├── Superseded          superseded: a newer revision of the same segment took its place
@@ -82,7 +83,7 @@ class BackendFailed(EngineError):
 
 
 class UnknownLanguage(EngineError):
-    """The stream pins a language that the model does not know."""
+    """A stream pins, or the settings name, a language that the model does not know."""
 
     code = "unknown_language"
 
