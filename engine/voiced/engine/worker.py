@@ -113,7 +113,8 @@ def _serve_socket(
             poller.register(source, zmq.POLLIN)
         next_beat_ns = 0
         while True:
-            wait_ms = max(0, next_beat_ns - clock.monotonic_ns()) // 1_000_000
+            # Rounded up, or the last millisecond before each heartbeat would be spent polling.
+            wait_ms = max(0, -(-(next_beat_ns - clock.monotonic_ns()) // 1_000_000))
             ready = dict(poller.poll(wait_ms))
             if _LIFELINE_FD in ready and not os.read(_LIFELINE_FD, 4_096):
                 os._exit(1)  # the parent is gone, and the main thread may be in a hung call
