@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiced.audio.clock import FakeClock
-from voiced.audio.frames import SegmentEvent, SegmentOpened
+from voiced.audio.frames import SegmentClosed, SegmentEvent, SegmentOpened
 from voiced.audio.front import FrontSettings
 from voiced.daemon.errors import (
     NotReady,
@@ -524,6 +524,31 @@ def test_a_fault_in_the_audio_chain_ends_its_stream_and_answers_what_was_open() 
             await session.feed(silence(0.1))
         await session.finish()
         check_promises(bench.published)
+        assert bench.names() == ["Ready", "SpeechStarted", "Failed", "Ended"]
+
+    run(scenario)
+
+
+def test_a_fault_while_a_segment_is_closed_still_answers_it() -> None:
+    class Broken:
+        decision_sample = 0
+
+        def feed(self, _: object) -> list[object]:
+            return [SegmentOpened(7, 0), SegmentClosed(None, None)]  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        bench = Bench()
+        intake, _ = LoudnessChains()("s", START)
+        session = StreamSession(
+            "s",
+            intake=intake,
+            front=Broken(),  # type: ignore[arg-type]
+            engine=bench.engine,
+            publish=bench.published.append,
+        )
+        with pytest.raises(StreamBroken):
+            await session.feed(silence(0.1))
+        await session.finish()
         assert bench.names() == ["Ready", "SpeechStarted", "Failed", "Ended"]
 
     run(scenario)

@@ -543,6 +543,8 @@ class StreamSession:
             task.cancel()
         if self._partials:
             await asyncio.wait(self._partials)
+        for state in list(self._unanswered.values()):  # a fault of ours kept it from being asked
+            self._publish_failed(state, _Failure(StreamBroken.code, "internal error"))
         lost_ms = samples_to_ms(self._intake.lost_samples)
         audio_ms = samples_to_ms(self._intake.end_sample)
         self._emit(
