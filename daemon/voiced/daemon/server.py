@@ -139,8 +139,9 @@ class Server:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(settings.host, settings.port) from error
             address = f"{settings.host} port {settings.port}"
-            # asyncio wraps the system's words in its own; what a name's resolver says has no errno.
-            number = error.errno or 0
+            # asyncio wraps the system's words in its own, and from Python 3.13 on has neither errno
+            # nor words for an address of elsewhere; a name's resolver has words and a negative one.
+            number = errno.EADDRNOTAVAIL if error.errno is None else error.errno
             reason = os.strerror(number) if number > 0 else error.strerror or str(error)
             raise AddressRefused("server.host", address, reason) from error
         logger.info("server open host=%s port=%d", settings.host, self.port)
