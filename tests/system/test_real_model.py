@@ -193,6 +193,13 @@ def test_any_encoding_a_dc_offset_and_clipping_give_the_same_words(
     assert [name for name, text in heard.items() if ENGLISH[1] not in text] == [], heard
 
 
+def test_minutes_of_silence_with_a_dc_offset_say_nothing(daemon: Daemon) -> None:
+    pcm = np.full(120 * RATE_HZ, 6_000, dtype="<i2").tobytes()
+    messages = asyncio.run(say(daemon, pcm))
+    assert [message["type"] for message in messages] == ["ended"]
+    assert (messages[0]["segments"], messages[0]["audio_ms"]) == (0, 120_000)
+
+
 def test_the_plugin_process_publishes_what_a_spoken_command_means(
     daemon: Daemon, bus: Subscriber, clip: Any, tmp_path: Path
 ) -> None:

@@ -298,7 +298,15 @@ def counter() -> Callable[[], int]:
 
 
 def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:
-    """Put the file in place whole, so that nobody reads half of it."""
+    """Put the file in place whole, so that nobody reads half of it.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -56,7 +56,7 @@ def plugins_run(
     try:
         options = read_options(name, config, settings)
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(f"voiced: {error}", file=sys.stderr)
         return EXIT_USAGE
     return run_plugin(name, bus, ingest, options)
 
