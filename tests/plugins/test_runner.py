@@ -221,6 +221,15 @@ def test_bad_options_exit_with_the_usage_code(
     assert "path = absent: field required" in caplog.text
 
 
+def test_a_bad_file_that_options_name_exits_with_the_usage_code(
+    bus: FakeBus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own.yaml").write_text("language: [en", "utf-8")
+    options = {"sentences": str(tmp_path)}
+    assert run_plugin("intents", bus.endpoint, bus.ingest_endpoint, options) == EXIT_USAGE
+    assert "own.yaml: not YAML" in caplog.text
+
+
 class SomeOptions(BaseModel):
     level: int = Field(default=3, ge=1)
     loud: bool = False

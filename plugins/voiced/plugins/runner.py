@@ -1,7 +1,7 @@
 """Runs one plugin in this process: finds it, feeds it, survives it, ends it.
 
 Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed or hung (a supervisor starts it again),
-2 the plugin or its options do not exist as named (starting again will not help).
+2 the plugin, its options or a file that they name cannot be used (starting again will not help).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from voiced.plugins.errors import PluginConfigError, PluginError, PluginNotFound
+from voiced.plugins.errors import PluginError, PluginNotFound
 from voiced.plugins.sdk import DEFAULT_INGEST, IntentPublisher, Plugin, PluginContext
 from voiced.plugins.subscriber import (
     DEFAULT_BUS,
@@ -231,7 +231,7 @@ def _set_up_and_serve(
             plugin.setup(context)
         logger.info("plugin started plugin=%s pid=%d", name, os.getpid())
         return serve(name, plugin, subscriber, watchdog, limits)
-    except PluginConfigError:
+    except PluginError:  # options, or files that they name: a new start would not mend them
         raise
     except Exception:
         logger.critical("plugin setup failed plugin=%s", name, exc_info=True)
