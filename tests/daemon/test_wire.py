@@ -151,6 +151,15 @@ def test_a_client_that_sends_an_unknown_field_is_told_which() -> None:
         decode_client('{"type":"flush","colour":"red"}')
 
 
+def test_what_a_peer_sent_makes_no_lines_in_a_log_and_no_long_ones() -> None:
+    for decode in (decode_client, decode_server):
+        with pytest.raises(WireError) as caught:
+            decode(r'{"type":"x\n2026 CRITICAL all is lost' + "x" * 10_000 + '"}')
+        assert r"x\n2026 CRITICAL" in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("field", [r'"stream":"desk\n"', r'"language":"en\n"'])
 def test_a_line_feed_behind_a_name_is_refused(field: str) -> None:
     with pytest.raises(WireError, match="regex"):

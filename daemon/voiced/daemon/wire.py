@@ -221,6 +221,8 @@ ServerMessage = (
     | Heartbeat
 )
 
+_SHOWN_CHARS = 200
+
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
@@ -230,6 +232,12 @@ class WireError(ValueError):
     """Bytes that are not a message of this protocol; the text says what was expected."""
 
     code = "bad_message"
+
+
+def _shown(error: Exception) -> str:
+    """Text of a decoding error for logs and answers: it may quote what the peer sent."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def encode(message: ServerMessage | ClientMessage) -> bytes:
@@ -246,7 +254,7 @@ def decode_client(data: bytes | str) -> ClientMessage:
     try:
         return _client_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(str(error)) from error
+        raise WireError(_shown(error)) from error
 
 
 def decode_server(data: bytes | str) -> ServerMessage:
@@ -258,7 +266,7 @@ def decode_server(data: bytes | str) -> ServerMessage:
     try:
         return _server_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(str(error)) from error
+        raise WireError(_shown(error)) from error
 
 
 def topic(message: ServerMessage) -> bytes:
