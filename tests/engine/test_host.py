@@ -520,10 +520,11 @@ def test_the_socket_is_in_a_folder_of_this_user_alone(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", ["d" * 100, "声" * 34], ids=["ascii", "three_bytes_each"])
 def test_a_runtime_folder_too_deep_for_a_socket_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deep = tmp_path / ("d" * 100)
+    deep = tmp_path_factory.mktemp("x") / name
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
     with runtime_dir() as folder:

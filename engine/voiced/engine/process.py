@@ -34,7 +34,9 @@ def runtime_dir() -> Iterator[Path]:
     parents = [
         parent
         for parent in candidates
-        if parent and len(parent) + room < _MAX_SOCKET_PATH and os.access(parent, os.W_OK)
+        if parent
+        and len(os.fsencode(parent)) + room < _MAX_SOCKET_PATH
+        and os.access(parent, os.W_OK)
     ]
     with tempfile.TemporaryDirectory(prefix="voiced-", dir=next(iter(parents), None)) as path:
         yield Path(path)
