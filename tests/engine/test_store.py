@@ -93,7 +93,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(service: Path) -> None:
     with pytest.raises(BundleError, match="found bundle name ''"):
         store.resolve("")
     (service / "whisper").mkdir()
-    with pytest.raises(BundleError, match="whisper: found a folder without manifest.json"):
+    with pytest.raises(BundleError, match=r"whisper: found a folder without manifest\.json"):
         store.resolve("whisper")
 
 
