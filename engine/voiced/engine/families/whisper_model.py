@@ -29,8 +29,8 @@ from voiced.engine.families.whisper import (
 from voiced.engine.gears import GearSet
 from voiced.engine.types import Gear
 
-CELLS = (64, 128, 192, 256, 384, 512, 768, 1280)
-"""Cache lengths of the decoder; the last holds the longest text in five separate rows."""
+CELLS = (64, 128, 192, 256, 384, 512, 768)
+"""Cache lengths of the decoder, before the one that holds the longest text in separate rows."""
 
 MAX_AREA = 3200
 """Most feature frames, batch x gear, that the cross-attention arena is planned for (79 MB)."""
@@ -108,7 +108,7 @@ class WhisperModel:
         self._decoder = StepDecoder(
             backend.load(root / manifest.graphs["step"], threads=threads),
             shape,
-            cells=CELLS,
+            cells=cell_lengths(max_beam, info.decoder_positions // 2),
             max_batch=max_batch,
             max_rows=max(4, max_beam),
         )
@@ -241,3 +241,9 @@ class WhisperModel:
         """Probability of the no-speech token at the start token, where text has no mass."""
         odds = np.exp(specials - specials.max(axis=1, keepdims=True))
         return [float(p) for p in odds[:, 1] / odds.sum(axis=1)]
+
+
+def cell_lengths(beam: int, tokens: int) -> tuple[int, ...]:
+    """Cache lengths for texts of at most `tokens` tokens in `beam` rows that share nothing."""
+    longest = 4 + beam * (tokens + 4)  # the prompt; room for a few steps after a compaction
+    return (*(c for c in CELLS if c < longest), longest)
