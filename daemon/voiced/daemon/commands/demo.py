@@ -29,7 +29,7 @@ from voiced.daemon.errors import DaemonError
 if TYPE_CHECKING:
     import zmq.asyncio
 
-PAUSE_MS = 1_500
+PAUSE_MS = 1_200
 """Silence after each clip: enough for the segment to end and for its final to come."""
 ANSWER_TIMEOUT_S = 30.0
 MOST_ERRORS = 50.0
