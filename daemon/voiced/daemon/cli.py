@@ -8,7 +8,7 @@ Exit status:
 | 1      | failed, also in part (one of several files); for `run`: the end was not a clean one  |
 | 2      | wrong use: arguments or configuration                                                |
 | 3      | something needed is missing or taken: a model, a library, a device, a port, a daemon |
-| 130    | interrupted by Ctrl-C (commands other than `run`)                                    |
+| 130    | interrupted by Ctrl-C (`run`, `listen` and `plugins run` end that way: 0)            |
 | 141    | nobody reads standard output any more                                                |
 
 This module imports nothing heavy, so that `voiced --help` answers at once
