@@ -20,6 +20,7 @@ from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
 from voiced.daemon.errors import AddressRefused, PortInUse
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
 from voiced.daemon.session import SessionSettings
 from voiced.daemon.streams import OpenChain, Streams
@@ -56,6 +57,7 @@ class Rig:
         max_streams: int = 8,
         open_chain: OpenChain | None = None,
         session: SessionSettings | None = None,
+        microphone: Callable[[], MicrophoneStatus] | None = None,
         **options: Any,
     ) -> None:
         self.engine = engine or ScriptedEngine()
@@ -70,7 +72,7 @@ class Rig:
             max_streams=max_streams,
             metrics=self.metrics,
         )
-        self.server = Server(ServerOptions(port=0, **options), self.streams)
+        self.server = Server(ServerOptions(port=0, **options), self.streams, microphone=microphone)
 
     def _publish(self, message: ServerMessage) -> None:
         self.bus.append(message)
@@ -648,6 +650,35 @@ def test_health_readiness_metrics_and_the_rest() -> None:
         assert (status, json.loads(body)["code"]) == (426, "upgrade_required")
 
     serve(scenario)
+
+
+def test_readiness_tells_how_the_microphone_is_doing_and_does_not_depend_on_it() -> None:
+    status = MicrophoneStatus(
+        state=MicrophoneState.WAITING,
+        code="device_not_found",
+        reason="no input device",
+        opened=2,
+        lost_frames=480,
+    )
+    told = {
+        "state": "waiting",
+        "code": "device_not_found",
+        "reason": "no input device",
+        "device": None,
+        "opened": 2,
+        "lost_frames": 480,
+        "is_silent": False,
+    }
+
+    async def scenario(rig: Rig) -> None:
+        code, _, body = await rig.get("/readyz")
+        ready = {"ready": True, "bundle": "scripted@0", "microphone": told}
+        assert (code, json.loads(body)) == (200, ready)
+        rig.engine.ready, rig.engine.reason = False, "loading"
+        code, _, body = await rig.get("/readyz")
+        assert (code, json.loads(body)["microphone"]) == (503, told)
+
+    serve(scenario, microphone=lambda: status)
 
 
 # ---- start and stop ----------------------------------------------------------------------------

@@ -76,8 +76,12 @@ class Daemon:
         )
         self._bus.on_intent = self._streams.deliver
         self._metrics.watch_engine(self._engine.load)
-        self._server = Server(server_options(settings), self._streams)
-        self._microphone = self._make_microphone() if settings.microphone.enabled else None
+        microphone = self._make_microphone() if settings.microphone.enabled else None
+        self._microphone = microphone
+        status = None if microphone is None else lambda: microphone.status
+        if status is not None:
+            self._metrics.watch_microphone(status)
+        self._server = Server(server_options(settings), self._streams, microphone=status)
         self._microphone_task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None

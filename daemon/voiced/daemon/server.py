@@ -8,6 +8,7 @@ import http
 import ipaddress
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from voiced.daemon.errors import (
     TooManyStreams,
 )
 from voiced.daemon.metrics import CONTENT_TYPE
+from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.outbox import Outbox
 from voiced.daemon.session import StreamSession
 from voiced.daemon.stream_protocol import Audio, Code, StreamProtocol, Violation
@@ -91,8 +93,16 @@ class Server:
     for clients that never read.
     """
 
-    def __init__(self, settings: ServerOptions, streams: Streams) -> None:
+    def __init__(
+        self,
+        settings: ServerOptions,
+        streams: Streams,
+        *,
+        microphone: Callable[[], MicrophoneStatus] | None = None,
+    ) -> None:
+        """Nothing runs; `microphone`, where there is one, is shown by `/readyz`."""
         self._settings, self._streams = settings, streams
+        self._microphone = microphone
         self._metrics = streams.metrics
         self._clients: set[_Client] = set()
         self._connections: dict[ServerConnection, None] = {}
@@ -237,14 +247,22 @@ class Server:
         return response
 
     def _readyz(self, connection: ServerConnection) -> Response:
-        """Ready means: the engine is; a full daemon is ready and answers `busy`."""
+        """Ready means: the engine is; a full daemon is ready and answers `busy`.
+
+        How the microphone is doing is told, and changes nothing: other streams are served.
+        """
         refusal = self._streams.refusal()
         info = self._streams.engine.info
+        body: dict[str, Any]
         if refusal is None or isinstance(refusal, TooManyStreams):
+            status = http.HTTPStatus.OK
             body = {"ready": True, "bundle": info.bundle if info else ""}
-            return _json(connection, http.HTTPStatus.OK, body)
-        body = {"ready": False, "code": refusal.code, "reason": str(refusal)}
-        return _json(connection, http.HTTPStatus.SERVICE_UNAVAILABLE, body)
+        else:
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE
+            body = {"ready": False, "code": refusal.code, "reason": str(refusal)}
+        if self._microphone is not None:
+            body["microphone"] = self._microphone().facts()
+        return _json(connection, status, body)
 
     # ---- WebSocket -------------------------------------------------------------------------
 

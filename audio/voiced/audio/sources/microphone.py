@@ -212,7 +212,10 @@ class Microphone:
             capture.blocks.close()
 
     def events(self) -> Generator[MicrophoneEvent, None, None]:
-        """Yield what happens until `stop`. Never raises for the device's sake; iterate once."""
+        """Yield what happens until `stop`. Never raises for the device's sake.
+
+        Iterated once; again only after a fault of ours ended it: lost time is counted on.
+        """
         retry_s = self._recovery.first_retry_s
         try:
             while not self._stopping.is_set():
