@@ -175,3 +175,15 @@ def test_held_blocks_are_not_lost_by_a_gap_or_the_end() -> None:
     last = intake.finish()
     assert last is not None
     assert (last.start_sample, last.end_sample) == (150, 160)
+
+
+def test_tiny_blocks_that_wait_are_joined_and_come_out_the_same() -> None:
+    data = bytes(range(200)) * 2
+    tiny, whole = Intake(StreamFormat()), Intake(StreamFormat())
+    for at in range(len(data)):
+        assert tiny.hold(data[at : at + 1]) == (at + 1) // 2
+    assert len(tiny._held) <= 64
+    frame, expected = tiny.feed(), whole.feed(data)
+    assert frame is not None
+    assert expected is not None
+    np.testing.assert_array_equal(frame.samples, expected.samples)

@@ -41,7 +41,9 @@ from voiced.daemon.wire import (
 counts = st.integers(0, 2**53)
 scores = st.floats(0, 1)
 texts = st.text(max_size=40)
-names = st.text(string.ascii_letters + string.digits + "._:-", min_size=1, max_size=64)
+names = st.text(string.ascii_letters + string.digits + "._:-", min_size=1, max_size=64).filter(
+    lambda name: name != "-"
+)
 optional_counts = st.none() | counts
 common = {
     "stream": names,
@@ -158,6 +160,15 @@ def test_what_a_peer_sent_makes_no_lines_in_a_log_and_no_long_ones() -> None:
         assert r"x\n2026 CRITICAL" in str(caught.value)
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 300
+
+
+def test_a_stream_may_not_have_the_name_that_stands_for_none() -> None:
+    with pytest.raises(WireError, match="regex"):
+        decode_client('{"type":"start","v":1,"audio":{},"stream":"-"}')
+    for name in ("-a", "--", "a"):
+        message = decode_client(f'{{"type":"start","v":1,"audio":{{}},"stream":"{name}"}}')
+        assert isinstance(message, Start)
+        assert message.stream == name
 
 
 @pytest.mark.parametrize("field", [r'"stream":"desk\n"', r'"language":"en\n"'])

@@ -8,6 +8,9 @@ from voiced.audio.frames import RATE_HZ, AudioFrame, StreamFormat
 from voiced.audio.pcm import Float32, PcmReader, frame_bytes
 from voiced.audio.resample import StreamResampler
 
+_MOST_HELD = 64
+"""Blocks of a few bytes are joined at this number: each is an object of its own until then."""
+
 
 class Intake:
     """Decodes, mixes down and resamples one stream, and counts its samples. One thread.
@@ -45,6 +48,8 @@ class Intake:
     def hold(self, data: bytes) -> int:
         """Keep a block for the next `feed`; return one past the last 16 kHz sample received."""
         self._held.append(data)
+        if len(self._held) == _MOST_HELD:
+            self._held = [b"".join(self._held)]
         self._held_bytes += len(data)
         waiting_bytes = self._held_bytes + self._reader.pending_bytes
         frames = self._input_frames + waiting_bytes // self._frame_bytes

@@ -157,7 +157,7 @@ class Bus:
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
         while True:
-            parts = await pull.recv_multipart()
+            parts = await read_parts(pull)
             try:
                 intent = read_intent(parts)
             except WireError as error:
@@ -169,6 +169,20 @@ class Bus:
                 self.on_intent(intent)
 
 
+async def read_parts(pull: zmq.asyncio.Socket) -> list[bytes]:
+    """Take one message, of whose parts all but the first two are thrown away as they are read.
+
+    A message of a million parts costs no memory of ours, and other tasks run beside it.
+    """
+    parts = [await pull.recv()]
+    while pull.get(zmq.RCVMORE):
+        part = await pull.recv()
+        if len(parts) == 1:
+            parts.append(part)
+        await asyncio.sleep(0)
+    return parts
+
+
 def read_intent(parts: list[bytes]) -> Intent:
     """Check what a plugin sent.
 
@@ -177,7 +191,7 @@ def read_intent(parts: list[bytes]) -> Intent:
             so little that it can be written again.
     """
     if len(parts) != 1:
-        raise WireError(f"found {len(parts)} parts, expected 1: the JSON of an intent")
+        raise WireError("found more than one part, expected 1: the JSON of an intent")
     if len(parts[0]) > MAX_INGEST_BYTES:
         raise WireError(f"found {len(parts[0])} bytes, expected at most {MAX_INGEST_BYTES}")
     message = decode_server(parts[0])

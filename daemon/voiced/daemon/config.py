@@ -184,7 +184,9 @@ class MicrophoneSettings(_Section):
         default=None, description="Language spoken at this device; absent: `engine.language`."
     )
     stream: str = Field(
-        default="microphone", pattern=r"^[A-Za-z0-9._:-]{1,64}$", description="Name of its stream."
+        default="microphone",
+        pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])$",
+        description="Name of its stream.",
     )
 
 

@@ -15,8 +15,9 @@ VERSION = 1
 
 EncodingName = Literal["pcm_s16le", "pcm_s32le", "pcm_f32le", "mulaw", "alaw"]
 VadName = Literal["cascade", "silero", "webrtc"]
-# `\Z`, not `$`, which a line feed may follow: names stand in topics and log lines.
-StreamName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}\Z")]
+# `\Z`, not `$`, which a line feed may follow: names stand in topics and log lines. Not `-` alone,
+# which stands for no stream.
+StreamName = Annotated[str, msgspec.Meta(pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])\Z")]
 Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}\Z")]
 
 
@@ -198,7 +199,7 @@ class Intent(
     name: str
     slots: dict[str, Any]
     text: str
-    confidence: float
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)]
     plugin: str | None = None
 
 
