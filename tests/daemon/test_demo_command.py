@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from pathlib import Path
 
 import pytest
+import zmq
+import zmq.asyncio
+from websockets.asyncio.server import ServerConnection, serve
 
-from voiced.daemon.commands.child import ChildFailed, child_daemon, cpu_s, peak_bytes
-from voiced.daemon.commands.demo import Clip, DemoFailed, Heard, Summary, check
+from voiced.daemon import wire
+from voiced.daemon.commands.child import (
+    ChildDaemon,
+    ChildFailed,
+    child_daemon,
+    child_failures,
+    cpu_s,
+    peak_bytes,
+)
+from voiced.daemon.commands.demo import Clip, DemoFailed, Heard, Summary, _show, check
+
+HEARTBEAT = wire.Heartbeat(stream="-", seq=0)
 
 
 def heard(text: str, *finals: str, language: str = "en") -> Heard:
@@ -78,5 +93,53 @@ def test_a_child_daemon_that_cannot_start_says_why() -> None:
         raise AssertionError("it started")
 
 
-def test_the_kernel_knows_this_process() -> None:
-    assert cpu_s([os.getpid()]) > 0
+def test_the_kernel_knows_this_process_to_less_than_a_tick() -> None:
+    before_s = time.process_time()
+    found_s = cpu_s([os.getpid()])
+    assert before_s <= found_s <= time.process_time()
+
+
+def test_an_error_in_a_task_of_a_group_is_raised_in_the_groups_place() -> None:
+    error = DemoFailed("daemon refused the stream")
+    with pytest.raises(DemoFailed) as caught, child_failures():
+        raise ExceptionGroup("tasks", [ExceptionGroup("inner", [error]), ValueError()])
+    assert caught.value is error
+    with pytest.raises(ChildFailed, match="did not answer in time"), child_failures():
+        raise TimeoutError
+
+
+def test_a_stream_that_the_daemon_refuses_is_one_error() -> None:
+    async def scenario() -> None:
+        with (
+            zmq.asyncio.Context() as context,
+            context.socket(zmq.PUB) as bus,
+        ):
+            port = bus.bind_to_random_port("tcp://127.0.0.1")
+
+            async def refuse(connection: ServerConnection) -> None:
+                await connection.recv()
+                error = wire.Error(stream="demo-en", code="busy", message="all taken")
+                await bus.send_multipart([wire.topic(error), wire.encode(error)])
+                async for _ in connection:
+                    pass
+
+            async def beat() -> None:
+                while True:
+                    await bus.send_multipart([b"heartbeat/-", wire.encode(HEARTBEAT)])
+                    await asyncio.sleep(0.01)
+
+            beating = asyncio.create_task(beat())
+            async with serve(refuse, "127.0.0.1", 0) as server:
+                where = server.sockets[0].getsockname()[1]
+                daemon = ChildDaemon(
+                    os.getpid(), f"ws://127.0.0.1:{where}", f"tcp://127.0.0.1:{port}", 0.0
+                )
+                clip = Clip("clip", "en", bytes(3_200), "Hello.")
+                try:
+                    await _show(daemon, [clip])
+                finally:
+                    beating.cancel()
+                    await asyncio.wait({beating})
+
+    with pytest.raises(DemoFailed, match="busy: all taken"):
+        asyncio.run(scenario())

@@ -2,8 +2,8 @@
 
 A daemon runs as a process of its own, with the fake recogniser in its worker. This process plays
 streams to it over WebSockets in real time, and listens on its bus. What is counted is the CPU time
-of the daemon's process alone (proc(5)): sockets, protocol, audio chain, session, bus, and handing
-segments to the worker. The worker is not in it.
+of the daemon's process alone, in nanoseconds: sockets, protocol, audio chain, session, bus, and
+handing segments to the worker. The worker is not in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from voiced.audio.sources import synthetic
 from voiced.bench.frontend import SILENCE_BUDGET_MS, SPEECH_BUDGET_MS
 from voiced.bench.report import Table
 from voiced.daemon import wire
-from voiced.daemon.commands.child import ChildDaemon, child_daemon, cpu_s
+from voiced.daemon.commands.child import ChildDaemon, child_daemon, child_failures, cpu_s
 
 if TYPE_CHECKING:
     import zmq.asyncio
@@ -110,8 +110,7 @@ def run(
         advance: Called after each measurement.
 
     Raises:
-        ChildFailed: The daemon did not start or end as it should.
-        TimeoutError: It did not answer.
+        ChildFailed: The daemon did not start, answer or end as it should.
     """
     quiet = synthetic.noise(seconds, seed=1, level_dbfs=-60)
     with child_daemon("--model", "fake", *arguments) as daemon:
@@ -182,11 +181,12 @@ async def _play_all(
     before_s = cpu_s([daemon.pid])
     begin_s = time.monotonic()
     step_s = message_ms / 1000 / len(parts)
-    async with asyncio.TaskGroup() as tasks:
-        streams = [
-            tasks.create_task(_play(daemon.url, part, message_ms, begin_s + number * step_s))
-            for number, part in enumerate(parts)
-        ]
+    with child_failures():
+        async with asyncio.TaskGroup() as tasks:
+            streams = [
+                tasks.create_task(_play(daemon.url, part, message_ms, begin_s + number * step_s))
+                for number, part in enumerate(parts)
+            ]
     used_s = cpu_s([daemon.pid]) - before_s
     sound_s = sum(map(len, parts)) / 2 / RATE_HZ
     return used_s * 1000 / sound_s, sum(stream.result() for stream in streams)

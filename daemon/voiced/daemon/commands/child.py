@@ -86,13 +86,40 @@ def child_daemon(*arguments: str) -> Iterator[ChildDaemon]:
                 process.wait()
 
 
+@contextlib.contextmanager
+def child_failures() -> Iterator[None]:
+    """Say in one line what went wrong between us and the daemon, in the tasks of a group too.
+
+    Raises:
+        ChildFailed: It closed a connection, or did not answer in time.
+        BaseException: The first error of an exception group, in its place.
+    """
+    from websockets.exceptions import ConnectionClosed
+
+    try:
+        yield
+    except (BaseExceptionGroup, ConnectionClosed, TimeoutError) as found:
+        error: BaseException = found
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, ConnectionClosed):
+            raise ChildFailed(f"daemon closed the connection: {error}") from found
+        if isinstance(error, TimeoutError):
+            raise ChildFailed("daemon did not answer in time") from found
+        raise error from None
+
+
 def cpu_s(pids: Sequence[int]) -> float:
-    """Return the CPU time that processes have used so far, user and system, in seconds."""
-    ticks = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # utime, stime
-    return ticks / os.sysconf("SC_CLK_TCK")
+    """Return the CPU time that processes have used so far, user and system, in seconds.
+
+    From the kernel's own clock of a process, in nanoseconds; proc(5) has ticks of 10 ms.
+    """
+    return sum(time.clock_gettime_ns(_cpu_clock(pid)) for pid in pids) / 1e9
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return what clock_getcpuclockid(3) does: Linux's number of a process's CPU clock."""
+    return (~pid << 3) | 2  # CPUCLOCK_SCHED, include/linux/posix-timers_types.h
 
 
 def peak_bytes(pids: Sequence[int]) -> int:

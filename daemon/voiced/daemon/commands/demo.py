@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING
 
 from voiced.audio.frames import RATE_HZ
 from voiced.daemon import wire
-from voiced.daemon.commands.child import ChildDaemon, child_daemon, cpu_s, peak_bytes
+from voiced.daemon.commands.child import (
+    ChildDaemon,
+    child_daemon,
+    child_failures,
+    cpu_s,
+    peak_bytes,
+)
 from voiced.daemon.commands.stream import FRAME_BYTES, FRAME_MS, Timeline
 from voiced.daemon.config import VadSettings
 from voiced.daemon.errors import DaemonError
@@ -141,7 +147,7 @@ def demo(json_path: Path | None = None) -> int:
 
     Raises:
         FetchError: The recordings cannot be had.
-        ChildFailed: The daemon did not start, or did not end as it should.
+        ChildFailed: The daemon did not start, answer or end as it should.
         DemoFailed: A clip got no final, or one that is not what was said.
     """
     from voiced.daemon.commands.model import model_pull
@@ -251,13 +257,15 @@ async def _show(daemon: ChildDaemon, clips: Sequence[Clip]) -> tuple[Summary, li
         subscriber.set(zmq.LINGER, 0)
         subscriber.subscribe(b"")
         subscriber.connect(daemon.bus)
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await subscriber.recv_multipart()  # the first heartbeat: the bus is joined
+        with child_failures():
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await subscriber.recv_multipart()  # the first heartbeat: the bus is joined
         pids = daemon.family()
         cpu_before_s = cpu_s(pids)
         for language, _ in CLIPS:
             spoken = [each for each in heard if each.clip.language == language]
-            await _stream(daemon.url, f"demo-{language}", spoken, subscriber, summary)
+            with child_failures():
+                await _stream(daemon.url, f"demo-{language}", spoken, subscriber, summary)
         summary.cpu_s = cpu_s(pids) - cpu_before_s
         summary.peak_bytes = peak_bytes(pids)
     return summary, heard
