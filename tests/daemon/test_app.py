@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from voiced.daemon.app import FAKE_MODEL, Daemon
+from voiced.daemon.cli import exit_status
 from voiced.daemon.config import (
     BusSettings,
+    ConfigError,
     EngineSettings,
     LimitsSettings,
     MicrophoneSettings,
@@ -84,3 +86,24 @@ def test_a_daemon_with_a_microphone_shows_how_that_is_doing(tmp_path: Path) -> N
         assert "voiced_microphone_lost_frames 0.0" in metrics.splitlines()
 
     asyncio.run(run())
+
+
+def test_a_language_that_the_model_does_not_know_ends_the_start_with_the_setting() -> None:
+    settings = Settings(
+        server=ServerSettings(port=0),
+        bus=BusSettings(endpoint="tcp://127.0.0.1:*", ingest="tcp://127.0.0.1:0"),
+        engine=EngineSettings(model=FAKE_MODEL, language="fr"),
+        vad=VadSettings(kind="webrtc"),
+        microphone=MicrophoneSettings(language="de"),
+    )
+
+    async def run() -> int:
+        return await Daemon(settings).run()
+
+    with pytest.raises(ConfigError) as caught:
+        asyncio.run(run())
+    problems = [str(problem) for problem in caught.value.problems]
+    assert len(problems) == 2
+    assert problems[0].endswith('engine.language = "fr": must be one of en, zh, or absent')
+    assert 'microphone.language = "de"' in problems[1]
+    assert exit_status(caught.value.code) == 2

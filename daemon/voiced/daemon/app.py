@@ -17,7 +17,7 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import Settings
+from voiced.daemon.config import ConfigError, Problem, Settings
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
@@ -182,6 +182,28 @@ class Daemon:
                 await self._engine.start()
         except TimeoutError:
             raise StartTimeout(limit_s) from None
+        self._check_languages()
+
+    def _check_languages(self) -> None:
+        """Hold the languages that are set against those of the model: it is known only now.
+
+        Raises:
+            ConfigError: A stream that pins none would be refused each time.
+        """
+        info = self._engine.info
+        if info is None or not info.languages:
+            return
+        rule = f"must be one of {', '.join(info.languages)}, or absent"
+        problems = [
+            Problem(f"model {info.bundle}", key, rule, f'"{language}"')
+            for key, language in (
+                ("engine.language", self._settings.engine.language),
+                ("microphone.language", self._settings.microphone.language),
+            )
+            if language is not None and language not in info.languages
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     async def _stop_engine(self, left_s: float) -> None:
         await self._engine.stop()

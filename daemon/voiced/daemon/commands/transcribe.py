@@ -69,6 +69,22 @@ class OutputRefused(DaemonError):
     code = "output"
 
 
+class FileTooLong(DaemonError):
+    """A file is taken as one segment, and no shape of the model holds it."""
+
+    code = "too_long"
+
+    def __init__(self, file: Path, longest_s: float) -> None:
+        super().__init__(file, longest_s)
+        self.file, self.longest_s = file, longest_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}: longer than {self.longest_s:g} s, the most that the model takes as one "
+            "segment; leave out --no-vad"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class SpokenSegment:
     """One stretch of speech that has a text."""
@@ -154,7 +170,7 @@ async def _run(job: _Job, files: Sequence[Path], sink: Sink) -> int:
             sink.write(file, result)
         except BrokenPipeError:
             raise
-        except (AudioError, EngineError, OSError) as error:
+        except (AudioError, EngineError, FileTooLong, OSError) as error:
             failed += 1
             text = os_reason(error) if isinstance(error, OSError) else str(error)
             where = "" if str(file) in text else f"{file}: "
@@ -181,9 +197,9 @@ class _Job:
     ) -> None:
         self._engine = engine
         self._settings = FrontSettings(grown_ms=0)  # nobody reads partial results
-        if engine.info is not None:
-            longest_s = min(self._settings.max_segment_s, engine.info.max_segment_s)
-            self._settings = replace(self._settings, max_segment_s=longest_s)
+        self._longest_s = float("inf") if engine.info is None else engine.info.max_segment_s
+        longest_s = min(self._settings.max_segment_s, self._longest_s)
+        self._settings = replace(self._settings, max_segment_s=longest_s)
         self._factory = factory
         self._vad = vad
         self._language = language
@@ -226,6 +242,8 @@ class _Job:
             for block in blocks:
                 parts.append(float_to_int16(block))
                 read += len(block)
+                if read > self._longest_s * RATE_HZ:
+                    raise FileTooLong(file, self._longest_s)
                 yield None, read
             yield Segment(next(self._ids), "file", 0, np.concatenate(parts), self._language), read
             return
