@@ -26,12 +26,19 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@tools/make-venv $(VENV) dev
 	@touch $@
 
+$(VENV)/.peers: $(VENV)/.runtime constraints-peers.txt
+	@tools/make-venv $(VENV) peers
+	@touch $@
+
 .PHONY: venv
 venv: $(VENV)/.dev ## create .venv with everything that development needs
 
 .PHONY: demo
 demo: $(VENV)/.runtime ## real speech through the real daemon, and one line of figures
 	@$(BIN)/voiced demo
+
+.PHONY: peers
+peers: $(VENV)/.peers ## add what `voiced bench peers` compares with
 
 .PHONY: models
 models: $(VENV)/.runtime ## fetch and build the default models
@@ -63,7 +70,7 @@ install: ## install into PREFIX (default /opt/voiced), with systemd units; DESTD
 	tools/install "$(PREFIX)" "$(DESTDIR)" "$(UNITDIR)"
 
 .PHONY: pin
-pin: ## write constraints.txt anew (needs uv)
+pin: ## write both constraints files anew (needs uv)
 	tools/pin
 
 .PHONY: clean

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from voiced.engine import store
 from voiced.engine.errors import BundleError
+
+# No clock decides a test: a busy machine is no failure.
+settings.register_profile("voiced", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("voiced")
 
 DEFAULT_MODEL = "whisper-base"
 RESIDENT_MODEL = "whisper-base-fp32"

@@ -15,8 +15,10 @@ from voiced.audio.frames import (
     SegmentEvent,
     SegmentGrown,
     SegmentOpened,
+    StreamFormat,
 )
 from voiced.audio.front import FrontSettings, StreamFront
+from voiced.audio.intake import Intake
 from voiced.audio.pcm import Float32, float_to_int16
 from voiced.audio.sources import synthetic
 from voiced.audio.vad import VadModel
@@ -166,6 +168,17 @@ def test_a_long_gap_closes_the_segment_and_forgets_the_past() -> None:
     assert opened[-1].start_sample == RATE + 1601
 
 
+def test_a_long_loss_closes_the_segment_before_sound_returns() -> None:
+    front = make()
+    play(front, voice(1))
+    assert front.skip(RATE + 1600) == []  # short: filled when sound returns
+    (gap,) = closed(front.skip(RATE + 1601))
+    assert (gap.reason, gap.segment.end_sample) == (CloseReason.GAP, RATE)
+    assert front.skip(60 * RATE) == []
+    (after,) = closed(front.feed(AudioFrame(60 * RATE + 80, voice(1))) + front.finish())
+    assert (after.segment.start_sample, after.segment.end_sample) == (60 * RATE, 61 * RATE + 80)
+
+
 def test_a_short_gap_is_filled_with_silence() -> None:
     front = make()
     play(front, voice(1))
@@ -270,6 +283,36 @@ def test_events_do_not_depend_on_the_blocks(
         assert event.segment.duration_s <= 3
         ends.append(event.segment.end_sample)
     assert ends[-1] <= len(samples)
+
+
+def timed_events(fmt: StreamFormat, blocks: list[bytes], *, wait: bool) -> list[object]:
+    """Run intake and front; each event with the number of the block that brought it."""
+    intake, front = Intake(fmt), make(settings=FrontSettings(max_segment_s=3))
+    shown: list[object] = []
+    for index, block in enumerate(blocks):
+        if wait and intake.hold(block) < front.decision_sample:
+            continue
+        frame = intake.feed(b"" if wait else block)
+        events = [] if frame is None else front.feed(frame)
+        shown += [(index, event) for event in described(events)]
+    frame = intake.finish()
+    last = ([] if frame is None else front.feed(frame)) + front.finish()
+    return shown + described(last)
+
+
+@given(
+    parts=parts_st,
+    rate_hz=st.sampled_from([8_000, 16_000, 48_000]),
+    size=st.sampled_from([319, 640, 1920, 9000]),
+)
+@settings(max_examples=25, deadline=None)
+def test_audio_that_waits_until_the_decision_makes_no_event_other_or_later(
+    parts: list[tuple[str, int]], rate_hz: int, size: int
+) -> None:
+    data = float_to_int16(assemble(parts)).tobytes()  # at another rate it is another sound
+    blocks = [data[at : at + size] for at in range(0, len(data), size)]
+    fmt = StreamFormat(rate_hz=rate_hz)
+    assert timed_events(fmt, blocks, wait=True) == timed_events(fmt, blocks, wait=False)
 
 
 def test_blocks_of_one_sample_give_the_same_events() -> None:

@@ -49,10 +49,10 @@ def test_length_follows_the_rate_and_frames_follow_each_other(
 
 @pytest.mark.parametrize("rate_hz", [8000, 44100, 48000])
 def test_resampled_sound_does_not_depend_on_the_blocks(rate_hz: int) -> None:
-    data = sine(rate_hz, 1.0).astype("<f4").tobytes()
     fmt = StreamFormat(Encoding.F32, rate_hz)
-    whole = joined(pump(Intake(fmt), data, len(data)))
-    for block in (1, 333, 3840):
+    for block, seconds in ((1, 0.2), (333, 1.0), (3840, 1.0)):
+        data = sine(rate_hz, seconds).astype("<f4").tobytes()
+        whole = joined(pump(Intake(fmt), data, len(data)))
         np.testing.assert_array_equal(joined(pump(Intake(fmt), data, block)), whole)
 
 
@@ -132,3 +132,58 @@ def test_16_khz_needs_no_resampler_library() -> None:
         "sys.exit('soxr' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@given(
+    rate_hz=st.sampled_from([8_000, 16_000, 44_100, 48_000]),
+    sizes=st.lists(st.integers(0, 3_000), min_size=1, max_size=12),
+    holds=st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_blocks_that_wait_give_the_samples_of_blocks_that_do_not(
+    rate_hz: int, sizes: list[int], holds: list[bool]
+) -> None:
+    fmt = StreamFormat(rate_hz=rate_hz)
+    data = np.random.default_rng(5).integers(-9_000, 9_000, sum(sizes), np.int16).tobytes()
+    data = data[: sum(sizes)]
+    at_once = Intake(fmt)
+    expected = pump(at_once, data, len(data) or 1)
+
+    intake, begin = Intake(fmt), 0
+    frames: list[AudioFrame | None] = []
+    for size, hold in zip(sizes, holds, strict=False):
+        block, begin = data[begin : begin + size], begin + size
+        if hold:
+            assert intake.hold(block) == begin // 2 * RATE_HZ // rate_hz
+        else:
+            frames.append(intake.feed(block))
+    frames.append(intake.finish())
+    found = [frame for frame in frames if frame is not None]
+    assert [f.end_sample for f in found[:-1]] == [f.start_sample for f in found[1:]]
+    assert bool(found) == bool(expected)
+    if found:
+        np.testing.assert_array_equal(joined(found), joined(expected))
+    assert intake.end_sample == at_once.end_sample
+
+
+def test_held_blocks_are_not_lost_by_a_gap_or_the_end() -> None:
+    intake = Intake(StreamFormat())
+    assert intake.hold(bytes(200)) == 100
+    before = intake.lost(50)
+    assert before is not None
+    assert before.end_sample == 100
+    assert intake.hold(bytes(20)) == 160
+    last = intake.finish()
+    assert last is not None
+    assert (last.start_sample, last.end_sample) == (150, 160)
+
+
+def test_tiny_blocks_that_wait_are_joined_and_come_out_the_same() -> None:
+    data = bytes(range(200)) * 2
+    tiny, whole = Intake(StreamFormat()), Intake(StreamFormat())
+    for at in range(len(data)):
+        assert tiny.hold(data[at : at + 1]) == (at + 1) // 2
+    assert len(tiny._held) <= 64
+    frame, expected = tiny.feed(), whole.feed(data)
+    assert frame is not None
+    assert expected is not None
+    np.testing.assert_array_equal(frame.samples, expected.samples)

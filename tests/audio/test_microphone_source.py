@@ -45,7 +45,7 @@ from voiced.audio.sources.microphone import (
     Unavailable,
     list_devices,
 )
-from voiced.audio.sources.portaudio import CapturedBlock, load
+from voiced.audio.sources.portaudio import CapturedBlock, Detached, load
 
 DEADLINE_S = 30.0
 PATIENT = Recovery(first_block_s=DEADLINE_S, watchdog_s=DEADLINE_S, call_s=DEADLINE_S)
@@ -388,6 +388,22 @@ def test_stop_ends_the_events_at_once(system: FakeSoundDevice, is_recording: boo
     reader.join(DEADLINE_S)
     assert not reader.is_alive()
     assert all(stream.is_closed.is_set() for stream in system.streams)
+
+
+def test_stop_in_the_moment_of_opening_is_not_missed(
+    system: FakeSoundDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    microphone = Microphone(recovery=PATIENT)
+    system.on_start = lambda _: None  # a device that never records would be waited for
+    result = Detached.result
+
+    def stop_then_result(call: Detached[Any]) -> Any:
+        microphone.stop()
+        return result(call)
+
+    monkeypatch.setattr(Detached, "result", stop_then_result)
+    assert list(microphone.events()) == []
+    assert system.streams[0].is_closed.is_set()
 
 
 def test_stop_closes_a_device_that_opens_too_late(system: FakeSoundDevice) -> None:

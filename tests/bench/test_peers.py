@@ -11,7 +11,7 @@ import pytest
 
 from voiced.bench import peers, systems
 from voiced.bench.corpus import Clip
-from voiced.bench.errors import PeerUnavailable
+from voiced.bench.errors import PeerUnavailable, RecogniserFailed
 from voiced.bench.normalise import builtin_normaliser
 from voiced.bench.peers import LENGTHS, Pair
 from voiced.bench.systems import Answer, FasterWhisper, ct2_folder
@@ -69,16 +69,30 @@ def test_clips_without_a_text_come_last_and_sounds_never() -> None:
     assert noise not in peers.pick([noise, *mute], LENGTHS[0], 99)
 
 
+def recorded(folder: Path, name: str) -> Clip:
+    """A clip with a file: a tenth of a second of silence."""
+    path = folder / f"{name}.wav"
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16_000)
+        out.writeframes(bytes(3200))
+    return replace(clip(name), path=path)
+
+
+def test_a_failure_is_no_speed(tmp_path: Path) -> None:
+    class Failing(Scripted):
+        def transcribe(self, pcm: systems.Pcm, language: str | None) -> Answer:
+            return Answer("", 0.1, "backend_failed: no")
+
+    chosen = [(LENGTHS[0], recorded(tmp_path, "a"))]
+    peer = Scripted("peer", [100, 100], [])
+    with pytest.raises(RecogniserFailed, match="ours failed on clip a: backend_failed: no"):
+        peers.measure(chosen, Failing("ours", [], []), peer, repeats=1, advance=lambda _: None)
+
+
 def test_systems_take_turns_in_alternating_order_after_an_untimed_round(tmp_path: Path) -> None:
-    chosen = []
-    for name in ("a", "b"):
-        path = tmp_path / f"{name}.wav"
-        with wave.open(str(path), "wb") as out:
-            out.setnchannels(1)
-            out.setsampwidth(2)
-            out.setframerate(16_000)
-            out.writeframes(bytes(3200))
-        chosen.append((LENGTHS[0], replace(clip(name), path=path)))
+    chosen = [(LENGTHS[0], recorded(tmp_path, name)) for name in ("a", "b")]
     log: list[str] = []
     ours = Scripted("ours", [99, 10, 30, 20, 7, 5, 6], log)
     peer = Scripted("peer", [99, 100, 300, 200, 50, 70, 60], log)

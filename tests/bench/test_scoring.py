@@ -11,6 +11,7 @@ from voiced.bench.scoring import (
     edit_distance,
     error_interval,
     error_rate,
+    is_long,
     paired_difference,
     score,
 )
@@ -133,3 +134,13 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 def test_pairs_of_different_clips_are_refused() -> None:
     with pytest.raises(ValueError, match="same references"):
         paired_difference([Score(0, 2, 2)], [Score(0, 3, 3)])
+
+
+def test_a_loop_is_as_long_as_it_reads() -> None:
+    assert is_long("one two", "one two one two one")
+    assert not is_long("one two three", "1, 2, 3")
+    assert is_long("你好", "你好你好你好")
+    assert not is_long("你好，世界", "你好世界你好")
+    joined = Score(2, 1, 3, is_long_as_written=False)
+    assert not joined.is_loop
+    assert Score(2, 1, 3).is_loop

@@ -117,9 +117,88 @@ def test_a_client_without_a_daemon_exits_with_3(tmp_path: Path) -> None:
     assert result.stderr.startswith("voiced: cannot connect to ws://127.0.0.1:9/v1/stream")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (("model", "path"), 3, "voiced model pull whisper-base"),
+        (("model", "verify", "parrot"), 3, "voiced model list"),
+        (("model", "build", "--from", "/nonexistent"), 3, "no folder /nonexistent"),
+        (("model", "build", "parrot"), 2, "expected one of: whisper-base, silero-vad"),
+        (("transcribe", "--no-vad", "a.wav"), 3, "voiced model pull whisper-base"),
+        (("transcribe", "--no-vad", "--model", "fake", "/nonexistent/a.wav"), 1, "no such file"),
+        (("stream", "/nonexistent/a.wav"), 1, "no such file"),
+        (("run", "--config", "/nonexistent/a.toml"), 2, "no such file"),
+        (("listen", "--bus", "rubbish"), 2, "'rubbish' cannot be used"),
+        (("listen", "--type", "rubbish"), 2, "known: ready, "),
+        (("plugins", "run", "jsonl", "--set", "rubbish"), 2, "expected key=value"),
+    ],
+)
+def test_every_command_keeps_to_one_convention_of_exit_codes(
+    arguments: tuple[str, ...], status: int, says: str, tmp_path: Path
+) -> None:
+    result = voiced(*arguments, VOICED_MODEL_DIR=str(tmp_path))
+    assert result.returncode == status
+    assert result.stderr.startswith("voiced: ")
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "address", "setting"),
+    [
+        ("--host", "203.0.113.1", "server.host"),
+        ("--bus", "tcp://203.0.113.1:8766", "bus.endpoint"),
+        ("--ingest", "ipc:///nonexistent/ingest", "bus.ingest"),
+    ],
+)
+def test_an_address_that_cannot_be_listened_on_is_a_setting_to_change(
+    flag: str, address: str, setting: str
+) -> None:
+    free = ("--port", "0", "--bus", "tcp://127.0.0.1:*", "--ingest", "tcp://127.0.0.1:0")
+    fake = ("--model", "fake", "--set", "vad.kind=webrtc")
+    result = voiced("run", *fake, *free, flag, address)
+    assert result.returncode == 2
+    *_, message = result.stderr.splitlines()
+    assert message.startswith(f"voiced: cannot listen on {address}")
+    assert f"set `{setting}` to an address of this machine" in message
+
+
+def test_an_address_file_that_cannot_be_written_is_named() -> None:
+    free = ("--port", "0", "--bus", "tcp://127.0.0.1:*", "--ingest", "tcp://127.0.0.1:0")
+    fake = ("--model", "fake", "--set", "vad.kind=webrtc")
+    result = voiced("run", *fake, *free, "--address-file", "/nonexistent/addresses")
+    assert result.returncode == 1
+    assert "voiced: /nonexistent/addresses: no such file or directory\n" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [("config", "show"), ("model", "list"), ("version",)])
+def test_output_whose_reader_is_gone_ends_every_command_with_141(
+    arguments: tuple[str, ...],
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "voiced.daemon.cli", *arguments]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_to_a_full_disk_is_an_error() -> None:
+    command = [sys.executable, "-m", "voiced.daemon.cli", "config", "show"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (1, b"voiced: no space left on device\n")
+
+
 def test_exit_status_follows_the_codes() -> None:
     assert cli.exit_status("bundle") == 3
     assert cli.exit_status("config") == 2
+    assert cli.exit_status("address") == 2
+    for code in ("device_not_found", "device_busy", "portaudio_missing", "fetch", "port_in_use"):
+        assert cli.exit_status(code) == 3
     assert cli.exit_status("internal") == 1
     assert not cli.UNAVAILABLE & cli.USAGE
 

@@ -116,6 +116,7 @@ def test_every_problem_of_every_source_is_reported_at_once(tmp_path: Path) -> No
         ("[microphone]\nenabled = 1", "must be a valid boolean"),
         ("[vad]\nkind = 'loud'", "must be 'cascade', 'silero' or 'webrtc'"),
         ("[bus]\nendpoint = 'localhost'", "must match pattern"),
+        ("[microphone]\nstream = '-'", "must match pattern"),
         ("[bus]\nendpoint = 'ipc:///a'\ningest = 'ipc:///a'", "must differ from bus.endpoint"),
         ("[engine]\nlanguages = []", "at least 1 item"),
         ("[server\nport = 1", "is not TOML: expected ']'"),

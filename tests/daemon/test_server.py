@@ -18,8 +18,9 @@ from voiced.audio.errors import VadUnavailable
 from voiced.audio.frames import AudioFrame, SegmentEvent
 from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
-from voiced.daemon.errors import PortInUse
+from voiced.daemon.errors import AddressRefused, PortInUse
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
 from voiced.daemon.session import SessionSettings
 from voiced.daemon.streams import OpenChain, Streams
@@ -56,6 +57,7 @@ class Rig:
         max_streams: int = 8,
         open_chain: OpenChain | None = None,
         session: SessionSettings | None = None,
+        microphone: Callable[[], MicrophoneStatus] | None = None,
         **options: Any,
     ) -> None:
         self.engine = engine or ScriptedEngine()
@@ -70,7 +72,7 @@ class Rig:
             max_streams=max_streams,
             metrics=self.metrics,
         )
-        self.server = Server(ServerOptions(port=0, **options), self.streams)
+        self.server = Server(ServerOptions(port=0, **options), self.streams, microphone=microphone)
 
     def _publish(self, message: ServerMessage) -> None:
         self.bus.append(message)
@@ -401,6 +403,25 @@ def test_connections_above_the_limit_are_dropped() -> None:
     serve(scenario, max_connections=1)
 
 
+def test_connections_that_say_nothing_keep_nobody_out() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            silent = [await asyncio.open_connection("127.0.0.1", rig.server.port) for _ in range(9)]
+            for _ in range(3):
+                assert (await rig.get("/healthz"))[0] == 200
+            with contextlib.suppress(ConnectionResetError):
+                assert await silent[0][0].read() == b""  # the oldest went
+            for _, writer in silent:
+                writer.close()
+                with contextlib.suppress(ConnectionResetError):
+                    await writer.wait_closed()
+            await send(client, WORD, Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+
+    serve(scenario, max_connections=4)
+
+
 def long_text(request: Request) -> Transcript:
     answer = length_as_text(request)
     return Transcript(
@@ -445,6 +466,24 @@ def test_a_client_that_never_reads_is_closed_and_the_bus_has_its_finals() -> Non
         send_timeout_s=30.0,
         close_timeout_s=0.2,
     )
+
+
+def test_a_client_that_pings_and_never_reads_is_cut() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as reader:
+            await started(reader)
+            deaf = await rig.client(ping_interval=None, close_timeout=0.1)
+            deaf.transport.pause_reading()
+            pings = Frame(Opcode.PING, b"p" * 125).serialize(mask=True) * 1_000
+            while not deaf.transport.is_closing():  # until the other side resets the connection
+                if deaf.transport.get_write_buffer_size() == 0:
+                    deaf.transport.write(pings)
+                await asyncio.sleep(0)
+            await deaf.wait_closed()
+            await send(reader, WORD, Stop())
+            assert kinds(await rest(reader))[-2:] == ["Final", "Ended"]
+
+    serve(scenario, outbox_bytes=100_000)
 
 
 # ---- limits ------------------------------------------------------------------------------------
@@ -614,6 +653,35 @@ def test_health_readiness_metrics_and_the_rest() -> None:
     serve(scenario)
 
 
+def test_readiness_tells_how_the_microphone_is_doing_and_does_not_depend_on_it() -> None:
+    status = MicrophoneStatus(
+        state=MicrophoneState.WAITING,
+        code="device_not_found",
+        reason="no input device",
+        opened=2,
+        lost_frames=480,
+    )
+    told = {
+        "state": "waiting",
+        "code": "device_not_found",
+        "reason": "no input device",
+        "device": None,
+        "opened": 2,
+        "lost_frames": 480,
+        "is_silent": False,
+    }
+
+    async def scenario(rig: Rig) -> None:
+        code, _, body = await rig.get("/readyz")
+        ready = {"ready": True, "bundle": "scripted@0", "microphone": told}
+        assert (code, json.loads(body)) == (200, ready)
+        rig.engine.ready, rig.engine.reason = False, "loading"
+        code, _, body = await rig.get("/readyz")
+        assert (code, json.loads(body)["microphone"]) == (503, told)
+
+    serve(scenario, microphone=lambda: status)
+
+
 # ---- start and stop ----------------------------------------------------------------------------
 
 
@@ -624,6 +692,17 @@ def test_a_port_in_use_is_named_with_the_next_step() -> None:
             PortInUse, match=rf"port {rig.server.port} .* set another `server.port`"
         ):
             await second.start()
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"), [("203.0.113.1", "cannot assign"), ("a host name", "not known")]
+)
+def test_an_address_of_elsewhere_is_named_with_its_setting(host: str, reason: str) -> None:
+    async def scenario(rig: Rig) -> None:
+        with pytest.raises(AddressRefused, match=f"{host} port 0: .*{reason}.*set `server.host`"):
+            await Server(ServerOptions(host=host, port=0), rig.streams).start()
 
     serve(scenario)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiced.audio.clock import FakeClock
-from voiced.audio.frames import SegmentEvent, SegmentOpened
+from voiced.audio.frames import SegmentClosed, SegmentEvent, SegmentOpened
 from voiced.audio.front import FrontSettings
 from voiced.daemon.errors import (
     NotReady,
@@ -50,6 +50,34 @@ from voiced.engine.types import Request, RequestKind, Transcript
 
 START = Start(v=1, audio=AudioParams())
 WORD = silence(0.6) + tone(1.0) + silence(1.4)
+
+
+class Uneven(ScriptedEngine):
+    """Takes a different time for each segment, so that answers overtake each other."""
+
+    def __init__(
+        self, turns: list[int], *, answer: Callable[[Request], Transcript] | None = None
+    ) -> None:
+        super().__init__(answer=answer)
+        self._turns = turns
+
+    async def recognize(self, request: Request) -> Transcript:
+        for _ in range(self._turns[request.segment.id % len(self._turns)]):
+            await asyncio.sleep(0)
+        return await super().recognize(request)
+
+
+class Held(ScriptedEngine):
+    """Answers the final of a segment when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[int, asyncio.Event] = {}
+
+    async def recognize(self, request: Request) -> Transcript:
+        if request.kind is RequestKind.FINAL:
+            await self.gates.setdefault(request.segment.id, asyncio.Event()).wait()
+        return await super().recognize(request)
 
 
 class Bench:
@@ -105,8 +133,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def check_promises(messages: list[ServerMessage]) -> None:
-    """Every segment announced has exactly one last word, and nothing follows it."""
+    """Every segment announced has exactly one last word, in order, and nothing follows it."""
     started: set[int] = set()
+    words = [message.segment for message in messages if isinstance(message, Final | Failed)]
+    assert words == sorted(words)
     over: set[int] = set()
     revisions: dict[int, int] = {}
     for message in messages:
@@ -366,6 +396,98 @@ def test_an_engine_that_stays_busy_past_the_deadline_fails_the_segment() -> None
     run(scenario)
 
 
+def test_a_final_waits_for_the_last_word_on_the_segment_before_and_counts_the_wait() -> None:
+    async def scenario() -> None:
+        bench = Bench(engine=(engine := Held()))
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD + WORD)
+        await until(lambda: len(engine.gates) == 2)
+        engine.gates[2].set()
+        await until(lambda: len(engine.requests) == 1)
+        await session.feed(tone(1.0))  # what is not a last word is not held back
+        assert bench.names() == ["Ready", *["SpeechStarted", "SpeechEnded"] * 2, "SpeechStarted"]
+        bench.clock.advance_ms(700)
+        engine.gates[1].set()
+        await until(lambda: len(bench.of(Final)) == 2)
+        first, second = bench.of(Final)
+        assert isinstance(first, Final)
+        assert isinstance(second, Final)
+        assert (first.segment, second.segment) == (1, 2)
+        assert second.latency_ms >= 700
+        await session.cancel()
+        check_promises(bench.published)
+
+    run(scenario)
+
+
+def test_a_sound_that_was_no_speech_waits_for_its_turn_too() -> None:
+    async def scenario() -> None:
+        bench = Bench(engine=(engine := Held()))
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD + tone(1.0))
+        await until(lambda: 1 in engine.gates)
+        cancelling = asyncio.create_task(session.cancel())
+        await asyncio.sleep(0)
+        assert bench.of(Final) == []
+        engine.gates[1].set()
+        await cancelling
+        check_promises(bench.published)
+        assert [m.text == "" for m in bench.of(Final) if isinstance(m, Final)] == [False, True]
+
+    run(scenario)
+
+
+def test_out_of_time_an_answer_that_waits_for_its_turn_is_not_lost() -> None:
+    async def scenario() -> None:
+        bench = Bench(engine=(engine := Held()))
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        await session.feed(WORD + WORD)
+        await until(lambda: len(engine.gates) == 2)
+        engine.gates[2].set()
+        await until(lambda: len(engine.requests) == 1)
+        await asyncio.sleep(0)
+        await session.abandon()
+        check_promises(bench.published)
+        assert [type(m).__name__ for m in bench.of(Final, Failed)] == ["Failed", "Final"]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("broken", ["publish", "send"])
+def test_a_receiver_that_breaks_on_a_final_gets_failed_and_the_other_its_final(
+    broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        taken: dict[str, list[ServerMessage]] = {"publish": [], "send": []}
+
+        def receiver(name: str) -> Callable[[ServerMessage], None]:
+            def take(message: ServerMessage) -> None:
+                if name == broken and isinstance(message, Final) and message.segment == 1:
+                    raise UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed")
+                taken[name].append(message)
+
+            return take
+
+        intake, front = LoudnessChains()("s", START)
+        session = StreamSession(
+            "s",
+            intake=intake,
+            front=front,
+            engine=ScriptedEngine(),
+            publish=receiver("publish"),
+            send=receiver("send"),
+        )
+        await session.feed(WORD + WORD)
+        await session.finish()
+        for name, messages in taken.items():
+            check_promises(messages)
+            words = [type(m).__name__ for m in messages if isinstance(m, Final | Failed)]
+            assert words == ["Failed" if name == broken else "Final", "Final"]
+        assert "last word broke stream=s segment=1" in caplog.text
+
+    run(scenario)
+
+
 def test_flush_closes_the_open_segment_and_the_stream_goes_on() -> None:
     async def scenario() -> None:
         bench = Bench()
@@ -409,6 +531,21 @@ def test_a_source_that_is_gone_still_gets_its_last_word_on_the_bus_alone() -> No
         check_promises(bench.published)
         assert len(bench.of(Final)) == 1
         assert len(sent) == before
+
+    run(scenario)
+
+
+def test_a_sentence_is_answered_while_its_device_is_away() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(tone(1.0))
+        session.lost(4_000)
+        await until(lambda: bool(bench.of(Final)))
+        session.lost(4_000)
+        await session.finish()
+        check_promises(bench.published)
+        assert [m.reason for m in bench.of(SpeechEnded) if isinstance(m, SpeechEnded)] == ["gap"]
 
     run(scenario)
 
@@ -484,6 +621,8 @@ def test_out_of_time_what_is_open_fails_and_the_stream_still_ends() -> None:
 
 def test_a_fault_in_the_audio_chain_ends_its_stream_and_answers_what_was_open() -> None:
     class Broken:
+        decision_sample = 0
+
         def feed(self, _: object) -> list[SegmentEvent]:
             if not self.is_open:
                 self.is_open = True
@@ -507,6 +646,31 @@ def test_a_fault_in_the_audio_chain_ends_its_stream_and_answers_what_was_open() 
             await session.feed(silence(0.1))
         await session.finish()
         check_promises(bench.published)
+        assert bench.names() == ["Ready", "SpeechStarted", "Failed", "Ended"]
+
+    run(scenario)
+
+
+def test_a_fault_while_a_segment_is_closed_still_answers_it() -> None:
+    class Broken:
+        decision_sample = 0
+
+        def feed(self, _: object) -> list[object]:
+            return [SegmentOpened(7, 0), SegmentClosed(None, None)]  # type: ignore[arg-type]
+
+    async def scenario() -> None:
+        bench = Bench()
+        intake, _ = LoudnessChains()("s", START)
+        session = StreamSession(
+            "s",
+            intake=intake,
+            front=Broken(),  # type: ignore[arg-type]
+            engine=bench.engine,
+            publish=bench.published.append,
+        )
+        with pytest.raises(StreamBroken):
+            await session.feed(silence(0.1))
+        await session.finish()
         assert bench.names() == ["Ready", "SpeechStarted", "Failed", "Ended"]
 
     run(scenario)
@@ -545,9 +709,10 @@ def test_a_stream_ends_once_however_often_it_is_told() -> None:
     ),
     st.sampled_from(["finish", "cancel", "abort", "abandon"]),
     st.integers(0, 2),
+    st.lists(st.integers(0, 12), min_size=1, max_size=5),
 )
-def test_every_segment_has_one_last_word_whatever_happens(
-    steps: list[str], end: str, failures: int
+def test_every_segment_has_one_last_word_in_order_whatever_happens(
+    steps: list[str], end: str, failures: int, turns: list[int]
 ) -> None:
     def answer(request: Request) -> Transcript:
         if request.segment.id % 3 < failures:
@@ -555,7 +720,7 @@ def test_every_segment_has_one_last_word_whatever_happens(
         return length_as_text(request)
 
     async def scenario() -> None:
-        bench = Bench(engine=ScriptedEngine(answer=answer))
+        bench = Bench(engine=Uneven(turns, answer=answer))
         session = bench.open(Start(v=1, audio=AudioParams(), vad=VadParams(max_segment_s=2)))
         for step in steps:
             match step:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from voiced.daemon.sdnotify import Notifier
-from voiced.daemon.supervisor import Part, Supervisor
+from voiced.daemon.server import ServerOptions
+from voiced.daemon.supervisor import GRACE_S, Part, Supervisor
 
 SILENT = Notifier(None)
 
@@ -158,3 +159,7 @@ def test_the_manager_hears_of_every_stage_and_the_watchdog(tmp_path: Path) -> No
             assert manager.recv(1000) == b"STOPPING=1\nSTATUS=draining"
 
         asyncio.run(run())
+
+
+def test_a_part_gets_longer_than_clients_that_answer_nothing_take_at_the_deadline() -> None:
+    assert 2 * ServerOptions().close_timeout_s < GRACE_S  # last messages, then the close

@@ -50,6 +50,19 @@ def test_a_file_becomes_a_line_of_text(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("one two three\n", "")
 
 
+def test_a_file_too_long_for_one_segment_says_what_to_do_and_the_rest_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long, short = write_tones(tmp_path / "long.wav", 60), write_tones(tmp_path / "short.wav", 1)
+    assert run(long, short) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{short}: one\n"
+    assert err == (
+        f"voiced: {long}: longer than 28 s, the most that the model takes as one segment; "
+        "leave out --no-vad\n"
+    )
+
+
 def test_several_files_are_told_apart_by_their_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,7 +41,9 @@ from voiced.daemon.wire import (
 counts = st.integers(0, 2**53)
 scores = st.floats(0, 1)
 texts = st.text(max_size=40)
-names = st.text(string.ascii_letters + string.digits + "._:-", min_size=1, max_size=64)
+names = st.text(string.ascii_letters + string.digits + "._:-", min_size=1, max_size=64).filter(
+    lambda name: name != "-"
+)
 optional_counts = st.none() | counts
 common = {
     "stream": names,
@@ -149,6 +151,30 @@ def test_rubbish_is_an_error_of_the_wire_and_nothing_else(data: bytes | str) -> 
 def test_a_client_that_sends_an_unknown_field_is_told_which() -> None:
     with pytest.raises(WireError, match=r"unknown field `colour`"):
         decode_client('{"type":"flush","colour":"red"}')
+
+
+def test_what_a_peer_sent_makes_no_lines_in_a_log_and_no_long_ones() -> None:
+    for decode in (decode_client, decode_server):
+        with pytest.raises(WireError) as caught:
+            decode(r'{"type":"x\n2026 CRITICAL all is lost' + "x" * 10_000 + '"}')
+        assert r"x\n2026 CRITICAL" in str(caught.value)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+def test_a_stream_may_not_have_the_name_that_stands_for_none() -> None:
+    with pytest.raises(WireError, match="regex"):
+        decode_client('{"type":"start","v":1,"audio":{},"stream":"-"}')
+    for name in ("-a", "--", "a"):
+        message = decode_client(f'{{"type":"start","v":1,"audio":{{}},"stream":"{name}"}}')
+        assert isinstance(message, Start)
+        assert message.stream == name
+
+
+@pytest.mark.parametrize("field", [r'"stream":"desk\n"', r'"language":"en\n"'])
+def test_a_line_feed_behind_a_name_is_refused(field: str) -> None:
+    with pytest.raises(WireError, match="regex"):
+        decode_client(f'{{"type":"start","v":1,"audio":{{}},{field}}}')
 
 
 def test_a_subscriber_ignores_fields_of_a_newer_server() -> None:

@@ -92,6 +92,24 @@ def test_an_unknown_name_is_answered_with_the_known_ones(service: Path) -> None:
         store.resolve("whisper")
     with pytest.raises(BundleError, match="found bundle name ''"):
         store.resolve("")
+    (service / "whisper").mkdir()
+    with pytest.raises(BundleError, match=r"whisper: found a folder without manifest\.json"):
+        store.resolve("whisper")
+
+
+@pytest.mark.parametrize("name", ["a", "./a"])
+def test_a_folder_of_another_user_is_no_surprise(
+    service: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(service, "a")
+    monkeypatch.chdir(service)
+
+    def refuse(path: Path) -> bool:  # the superuser, who may run this, is refused nothing
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(BundleError, match="a folder that this user may not enter"):
+        store.resolve(name)
 
 
 def test_what_builders_leave_is_not_listed(service: Path) -> None:

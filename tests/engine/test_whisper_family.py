@@ -17,6 +17,7 @@ from voiced.engine.families.whisper import (
     clean_text,
     frames_needed,
     is_no_speech,
+    join_pieces,
     max_tokens,
 )
 
@@ -119,3 +120,10 @@ def test_every_byte_has_its_own_letter() -> None:
     assert len(set(alphabet.values())) == 256
     assert alphabet[ord("a")] == "a"
     assert alphabet[ord(" ")] == "Ġ"
+
+
+def test_pieces_are_joined_as_their_scripts_ask() -> None:
+    assert join_pieces([("你好", "zh"), ("世界", "zh")]) == "你好世界"
+    assert join_pieces([("你好", "zh"), ("", "en"), ("world", "en")]) == "你好 world"
+    assert join_pieces([("a", "en"), ("b", "en")]) == "a b"
+    assert join_pieces([]) == ""

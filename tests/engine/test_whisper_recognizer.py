@@ -15,6 +15,7 @@ from voiced.audio.sources.media import read_all
 from voiced.engine import golden
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import BundleError, UnknownLanguage
+from voiced.engine.families.whisper_graphs import cell_lengths
 from voiced.engine.recognizer import Recognizer, load_recognizer
 from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
 
@@ -27,7 +28,7 @@ ZH = "zh_multispeaker/SSB02000375"
 
 @pytest.fixture(scope="module")
 def recognizer(bundle: Path) -> Iterator[Recognizer]:
-    loaded = load_recognizer(EngineConfig(bundle_dir=str(bundle), max_batch=3))
+    loaded = load_recognizer(EngineConfig(bundle_dir=str(bundle), max_batch=3, n_best=2))
     loaded.warm(lambda _: None)
     yield loaded
     loaded.close()
@@ -59,6 +60,7 @@ def test_english_and_mandarin_are_read(
     assert (answer.segment, answer.revision, answer.is_final) == (7, 3, True)
     assert 0.5 < answer.confidence <= 1
     assert answer.n_best[0][0] == answer.text
+    assert len(answer.n_best) == 2
     assert answer.timings.steps > 3
     answer = one(recognizer, ask(clips[ZH], "zh"))
     assert "销售过程管理" in answer.text
@@ -104,10 +106,25 @@ def test_what_no_gear_holds_is_read_piece_by_piece(
     assert answer.text.lower().count("fellow americans") == 4
 
 
-def test_nothing_gives_no_text(recognizer: Recognizer) -> None:
-    for samples in (0, 1, 399, 16_000):
-        answer = one(recognizer, ask(np.zeros(samples, np.int16), "en"))
-        assert answer.text == "" or answer.confidence < 0.5
+@pytest.mark.parametrize("language", ["en", "zh", None])
+def test_digital_silence_gives_no_text(recognizer: Recognizer, language: str | None) -> None:
+    for samples in (0, 1, 399, 160_000, 40 * 16_000):
+        assert one(recognizer, ask(np.zeros(samples, np.int16), language)).text == ""
+
+
+def test_a_full_batch_of_long_segments_is_read(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    requests = [ask(clips[EN_LONG], "en")] * 3  # 11 s: the arena takes fewer together
+    answers = recognizer.recognize(requests)
+    assert [a.text for a in answers if isinstance(a, Transcript)] == [
+        one(recognizer, requests[0]).text
+    ] * 3
+
+
+def test_a_beam_of_sixteen_has_room_for_every_row() -> None:
+    assert cell_lengths(16, 224)[-1] >= 4 + 16 * 224
+    assert list(cell_lengths(1, 224)) == sorted(cell_lengths(1, 224))
 
 
 def test_a_language_that_the_model_does_not_know_fails_alone(

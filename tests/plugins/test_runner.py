@@ -14,10 +14,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from voiced.daemon import wire
-from voiced.plugins.errors import PluginConfigError, PluginNotFound
+from voiced.plugins.errors import PluginConfigError, PluginNotFound, SentencesError
 from voiced.plugins.runner import (
     EXIT_FAILED,
-    EXIT_USAGE,
     Limits,
     Watchdog,
     installed_plugins,
@@ -205,20 +204,50 @@ def test_a_name_that_leads_to_no_plugin_is_refused_with_the_reason(name: str, re
         load_plugin(name)
 
 
-def test_an_unknown_plugin_and_a_bad_endpoint_exit_with_the_usage_code(bus: FakeBus) -> None:
-    assert run_plugin("prnt", bus.endpoint, bus.ingest_endpoint) == EXIT_USAGE
-    assert run_plugin("print", "nowhere", bus.ingest_endpoint) == EXIT_USAGE
-    assert run_plugin("print", bus.endpoint, "nowhere") == EXIT_USAGE
+def run_command(*arguments: str) -> tuple[int, str]:
+    """Run `voiced plugins run`; its exit status and what it said."""
+    command = (sys.executable, "-m", "voiced.daemon.cli", "plugins", "run", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
 
 
-def test_bad_options_exit_with_the_usage_code(
-    bus: FakeBus, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nope",), "plugin 'nope' cannot be loaded: not installed"),
+        (("print", "--bus", "nowhere"), "bus endpoint 'nowhere' cannot be used"),
+        (("print", "--ingest", "nowhere"), "ingest endpoint 'nowhere' cannot be used"),
+        (("jsonl", "--set", "pth=x"), "pth: no such option, did you mean path?"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_one_line_and_the_usage_status(
+    arguments: tuple[str, ...], says: str
 ) -> None:
+    status, said = run_command(*arguments)
+    assert status == 2
+    assert said.startswith("voiced: ")
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_bad_options_are_all_named(bus: FakeBus) -> None:
     options = {"pth": "x", "keep": "none"}
-    assert run_plugin("jsonl", bus.endpoint, bus.ingest_endpoint, options) == EXIT_USAGE
-    assert "pth: no such option, did you mean path?" in caplog.text
-    assert "keep = 'none': input should be a valid integer" in caplog.text
-    assert "path = absent: field required" in caplog.text
+    with pytest.raises(PluginConfigError) as caught:
+        run_plugin("jsonl", bus.endpoint, bus.ingest_endpoint, options)
+    said = str(caught.value)
+    assert "pth: no such option, did you mean path?" in said
+    assert "keep = 'none': input should be a valid integer" in said
+    assert "path = absent: field required" in said
+
+
+def test_a_bad_file_that_options_name_is_an_error_of_the_users(
+    bus: FakeBus, tmp_path: Path
+) -> None:
+    (tmp_path / "own.yaml").write_text("language: [en", "utf-8")
+    options = {"sentences": str(tmp_path)}
+    with pytest.raises(SentencesError, match=r"own\.yaml: not YAML"):
+        run_plugin("intents", bus.endpoint, bus.ingest_endpoint, options)
+    assert run_command("intents", "--set", f"sentences={tmp_path}")[0] == 2
 
 
 class SomeOptions(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -121,6 +122,49 @@ def test_a_full_disk_is_warned_about_and_survived(caplog: pytest.LogCaptureFixtu
     assert file.lost == 3
     (record,) = caplog.records  # once a minute
     assert "No space left on device" in record.getMessage()
+
+
+def test_a_torn_line_that_cannot_be_cut_off_is_ended_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = line_file(tmp_path / "log")
+    assert file.append(b"first")
+    write = os.write
+    breaks = iter([False, True])
+
+    def tearing(fd: int, data: bytes) -> int:
+        if next(breaks):
+            raise OSError(errno.EIO, "input/output error")
+        return write(fd, data[:3])
+
+    def refused(fd: int, size: int) -> None:
+        raise OSError(errno.EPERM, "operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", tearing)
+        patch.setattr(os, "ftruncate", refused)
+        assert not file.append(b"second")
+    assert file.append(b"third")
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"first\nsec\nthird\n"
+
+
+def test_a_file_whose_end_cannot_be_seen_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"torn")
+    file = line_file(path)
+
+    def refused(fd: int, count: int, at: int) -> bytes:
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", refused)
+        assert not file.append(b"lost")
+    assert file.append(b"whole")
+    file.close()
+    assert path.read_bytes() == b"torn\nwhole\n"
 
 
 FILL_UP = """

@@ -156,6 +156,15 @@ def test_interrupt_ends_an_iteration_in_another_thread(bus: FakeBus) -> None:
         assert subscriber.receive() is None
 
 
+def test_interrupt_does_not_wait_for_a_reader_that_is_behind(bus: FakeBus) -> None:
+    with join(bus) as subscriber:
+        for number in range(3):
+            bus.final(f"text {number}")
+        assert isinstance(subscriber.receive(timeout_s=WAIT_S), wire.Final)
+        subscriber.interrupt()
+        assert list(subscriber) == []
+
+
 def test_a_closed_subscriber_yields_nothing_and_closes_again(bus: FakeBus) -> None:
     subscriber = join(bus)
     subscriber.close()

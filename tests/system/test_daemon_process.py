@@ -8,94 +8,25 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import zmq
-from websockets.asyncio.client import ClientConnection, connect
+from tests.system.running_daemon import (
+    DEADLINE_S,
+    FAKE,
+    Daemon,
+    finals,
+    launch,
+    noise,
+    receive_until,
+    silence,
+    stream,
+    subscribed,
+)
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
-
-RATE_HZ = 16_000
-DEADLINE_S = 30.0
-
-
-def noise(duration_s: float) -> bytes:
-    """Seeded loud noise, which webrtcvad takes for speech, as 16-bit PCM."""
-    samples = np.random.default_rng(7).normal(0, 6_000, round(duration_s * RATE_HZ))
-    return samples.clip(-32_000, 32_000).astype("<i2").tobytes()
-
-
-def silence(duration_s: float) -> bytes:
-    return bytes(2 * round(duration_s * RATE_HZ))
-
-
-@dataclass
-class Daemon:
-    process: subprocess.Popen[bytes]
-    address_file: Path
-    log_file: Path
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text(encoding="utf-8")
-
-    def wait_for(self, what: str, condition: Callable[[], Any]) -> Any:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while time.monotonic() < deadline_s:
-            if result := condition():
-                return result
-            assert self.process.poll() is None, f"daemon ended before {what}:\n{self.log}"
-            time.sleep(0.02)  # polling a process; the deadline is what counts
-        raise AssertionError(f"no {what} within {DEADLINE_S} s:\n{self.log}")
-
-    def addresses(self) -> dict[str, Any]:
-        self.wait_for("addresses", self.address_file.exists)
-        addresses: dict[str, Any] = json.loads(self.address_file.read_text(encoding="utf-8"))
-        return addresses
-
-    def get(self, path: str) -> tuple[int, str]:
-        where = self.addresses()
-        url = f"http://{where['host']}:{where['port']}{path}"
-        try:
-            with urllib.request.urlopen(url, timeout=DEADLINE_S) as response:
-                return response.status, response.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    def wait_ready(self) -> None:
-        self.wait_for("readiness", lambda: self.get("/readyz")[0] == 200)
-
-    @property
-    def url(self) -> str:
-        where = self.addresses()
-        return f"ws://{where['host']}:{where['port']}/v1/stream"
-
-    def worker_pids(self) -> list[int]:
-        """Engine workers: children of the daemon that run its module."""
-        found = []
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                with contextlib.suppress(FileNotFoundError):
-                    if b"voiced.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                        found.append(int(child))
-        return found
-
-    def wait_exit(self) -> int:
-        try:
-            return self.process.wait(DEADLINE_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"daemon did not end:\n{self.log}") from None
-
 
 Start = Callable[..., Daemon]
 
@@ -106,69 +37,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
     daemons: list[Daemon] = []
 
     def start_daemon(*arguments: str, wait: bool = True, **environment: str) -> Daemon:
-        number = len(daemons)
-        address_file, log_file = tmp_path / f"addresses{number}", tmp_path / f"log{number}"
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("VOICED_")}
-        command = [
-            *(sys.executable, "-m", "voiced.daemon.cli", "run", "--model", "fake"),
-            *("--port", "0", "--bus", "tcp://127.0.0.1:*", "--ingest", "tcp://127.0.0.1:0"),
-            *("--set", "vad.kind=webrtc", "--address-file", str(address_file), *arguments),
-        ]
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**clean, "XDG_CONFIG_HOME": str(tmp_path), **environment},
-            )
-        daemons.append(Daemon(process, address_file, log_file))
+        name = f"daemon{len(daemons)}"
+        daemons.append(launch(tmp_path, *FAKE, *arguments, name=name, **environment))
         if wait:
             daemons[-1].wait_ready()
         return daemons[-1]
 
     yield start_daemon
     for daemon in daemons:
-        if daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
-
-
-@contextlib.asynccontextmanager
-async def stream(daemon: Daemon, **fields: Any) -> AsyncIterator[ClientConnection]:
-    """An open stream, behind its `ready`."""
-    async with connect(daemon.url, compression=None) as connection:
-        await connection.send(json.dumps({"type": "start", "v": 1, "audio": {}, **fields}))
-        assert (await receive(connection))["type"] == "ready"
-        yield connection
-
-
-async def receive(connection: ClientConnection) -> dict[str, Any]:
-    async with asyncio.timeout(DEADLINE_S):
-        message: dict[str, Any] = json.loads(await connection.recv())
-    return message
-
-
-async def receive_until(connection: ClientConnection, kind: str) -> list[dict[str, Any]]:
-    messages = [await receive(connection)]
-    while messages[-1]["type"] != kind:
-        messages.append(await receive(connection))
-    return messages
-
-
-def finals(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [message for message in messages if message["type"] == "final"]
+        daemon.kill()
 
 
 def test_a_stream_is_answered_on_the_socket_and_on_the_bus(start: Start) -> None:
     daemon = start()
     assert daemon.get("/healthz")[0] == 200
-    with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:
-        subscriber.set(zmq.LINGER, 0)
-        subscriber.set(zmq.RCVTIMEO, round(DEADLINE_S * 1000))
-        subscriber.subscribe(b"")
-        subscriber.connect(daemon.addresses()["bus"])
-        assert subscriber.recv_multipart()[0] == b"heartbeat/-"  # joined
+    with subscribed(daemon) as subscriber:
 
         async def talk() -> list[dict[str, Any]]:
             async with stream(daemon, stream="car") as connection:
@@ -178,11 +61,8 @@ def test_a_stream_is_answered_on_the_socket_and_on_the_bus(start: Start) -> None
 
         messages = asyncio.run(talk())
         assert len(finals(messages)) == 1
-        on_bus: list[str] = []
-        while not on_bus or on_bus[-1] != "ended":
-            topic, body = subscriber.recv_multipart()
-            if topic.endswith(b"/car"):
-                on_bus.append(json.loads(body)["type"])
+        subscriber.until_ended("car")
+        on_bus = [message["type"] for message in subscriber.of("car")]
     assert on_bus == ["ready", *(message["type"] for message in messages)]
     assert "voiced_finals_total 1.0" in daemon.get("/metrics")[1]
 

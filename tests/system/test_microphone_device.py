@@ -157,14 +157,13 @@ def test_the_devices_command_lists_the_virtual_microphone(virtual: VirtualMicrop
 
 def test_without_a_sound_server_the_devices_command_says_so() -> None:
     require()
-    code = "import sys; from voiced.daemon.commands.devices import devices; sys.exit(devices(True))"
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-m", "voiced.daemon.cli", "devices"],
         capture_output=True,
         text=True,
         check=False,
         timeout=DEADLINE_S,
         env={"PATH": "/usr/bin:/bin", "PULSE_SERVER": "unix:/nonexistent", "HOME": "/nonexistent"},
     )
-    assert done.returncode == 1
-    assert "no input device" in done.stderr
+    assert done.returncode == 3
+    assert done.stderr.startswith("voiced: no input device: ")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from voiced.daemon.config import Settings
+
 UNITS = sorted((Path(__file__).parents[2] / "systemd").glob("*.service"))
 ANALYZE = shutil.which("systemd-analyze")
 
@@ -72,3 +74,9 @@ def test_the_units_start_commands_that_exist() -> None:
         (words,) = re.findall(r"^ExecStart=/opt/voiced/bin/voiced (.*)$", unit.read_text(), re.M)
         first, *rest = words.split()
         assert first in commands or (first == "plugins" and rest[0] in plugin_commands)
+
+
+def test_the_daemon_may_open_a_file_for_every_stream_with_room_to_spare() -> None:
+    (unit,) = [unit for unit in UNITS if unit.name == "voiced.service"]
+    (limit,) = re.findall(r"^LimitNOFILE=(\d+)$", unit.read_text(), flags=re.M)
+    assert int(limit) >= 8 * Settings().server.max_streams + 512

@@ -119,6 +119,11 @@ class StreamFront:
         return self._history.end_sample
 
     @property
+    def decision_sample(self) -> int:
+        """Position up to which audio gives no event: until it has all come, it can wait outside."""
+        return self._history.end_sample + self._judge_at - self._waiting_samples
+
+    @property
     def silence_ms(self) -> int:
         """Length of the silence at the end of the open segment; 0 while speech or none is open.
 
@@ -137,19 +142,27 @@ class StreamFront:
         Raises:
             ValueError: The frame begins before the end of the last one.
         """
-        missing = frame.start_sample - self._history.end_sample
-        if missing < 0:
+        if frame.start_sample < self._history.end_sample:
             raise ValueError(
                 f"stream {self._stream}: frame starts at sample {frame.start_sample}, "
                 f"expected {self._history.end_sample} or later"
             )
-        if missing == 0:
-            return self._take(frame.samples)
-        if missing <= ms_to_samples(MAX_FILLED_GAP_MS):
-            return self._take(np.zeros(missing, np.float32)) + self._take(frame.samples)
-        events = self._close(CloseReason.GAP)
-        self._restart(frame.start_sample)
+        events = self.skip(frame.start_sample)
+        if missing := frame.start_sample - self._history.end_sample:
+            events += self._take(np.zeros(missing, np.float32))
         return events + self._take(frame.samples)
+
+    def skip(self, to_sample: int) -> list[SegmentEvent]:
+        """Learn that nothing will come before `to_sample`.
+
+        `feed` sees a loss by itself, but only when sound returns; a source that reports one at
+        once lets a segment end while its device is away.
+        """
+        if to_sample - self._history.end_sample <= ms_to_samples(MAX_FILLED_GAP_MS):
+            return []
+        events = self._close(CloseReason.GAP)
+        self._restart(to_sample)
+        return events
 
     def flush(self) -> list[SegmentEvent]:
         """Close the open segment now; the stream goes on."""

@@ -6,10 +6,9 @@ import numpy as np
 
 from voiced.audio.frames import RATE_HZ
 from voiced.audio.pcm import Int16
+from voiced.audio.quiet import quietest_point
 
 _SMALLEST_SAMPLES = 2 * RATE_HZ
-_HOP = RATE_HZ // 100
-_SMOOTH_HOPS = 10
 
 
 class PcmHistory:
@@ -55,14 +54,8 @@ class PcmHistory:
         Of equally quiet places the latest, which makes the longest segment. `last` when the span is
         shorter than 100 ms.
         """
-        hops = (min(last, self.end_sample) - first) // _HOP
-        if hops < _SMOOTH_HOPS:
-            return last
-        audio = self._view(first, first + hops * _HOP).astype(np.float32)
-        energy = np.square(audio).reshape(-1, _HOP).sum(axis=1, dtype=np.float64)
-        smooth = np.convolve(energy, np.ones(_SMOOTH_HOPS), mode="valid")
-        latest = len(smooth) - 1 - int(np.argmin(smooth[::-1]))
-        return first + (latest + _SMOOTH_HOPS // 2) * _HOP
+        place = quietest_point(self._view(first, last))
+        return last if place is None else first + place
 
     def _view(self, first: int, last: int) -> Int16:
         begin = max(0, first - self.start_sample)

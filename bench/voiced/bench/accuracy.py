@@ -20,6 +20,7 @@ from voiced.bench.scoring import (
     Interval,
     Score,
     error_interval,
+    is_long,
     paired_difference,
     score,
 )
@@ -103,7 +104,10 @@ def measure_speech(
         reference = normaliser.units(clip.text, clip.language)
         answers = {system.name: system.transcribe(pcm, clip.language) for system in systems}
         scores = {
-            name: score(reference, normaliser.units(answer.text, clip.language))
+            name: replace(
+                score(reference, normaliser.units(answer.text, clip.language)),
+                is_long_as_written=is_long(clip.text, answer.text),
+            )
             for name, answer in answers.items()
         }
         outcomes.append(Outcome(clip, answers, scores))

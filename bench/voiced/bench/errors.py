@@ -2,7 +2,8 @@
 
 BenchError              base
 ├── CorpusError         corpus: a folder of recordings that cannot be used
-└── PeerUnavailable     peer_unavailable: another recogniser is not installed
+├── PeerUnavailable     peer_unavailable: another recogniser is not installed
+└── RecogniserFailed    recogniser_failed: a clip got no text, so there is no time to compare
 """
 
 from __future__ import annotations
@@ -24,3 +25,16 @@ class PeerUnavailable(BenchError):
     """The recogniser to compare with is not installed or has no model."""
 
     code = "peer_unavailable"
+
+
+class RecogniserFailed(BenchError):
+    """A recogniser failed on a clip that is timed: a failure is quick, and no speed."""
+
+    code = "recogniser_failed"
+
+    def __init__(self, system: str, clip: str, reason: str) -> None:
+        super().__init__(system, clip, reason)
+        self.system, self.clip, self.reason = system, clip, reason
+
+    def __str__(self) -> str:
+        return f"{self.system} failed on clip {self.clip}: {self.reason}"

@@ -178,7 +178,9 @@ def _play(factory: VadFactory, kind: VadKind, fmt: StreamFormat, data: bytes) ->
     segments = 0
     began_ns = time.thread_time_ns()
     for begin in range(0, len(data), block):
-        frame = intake.feed(data[begin : begin + block])
+        if intake.hold(data[begin : begin + block]) < front.decision_sample:
+            continue  # as a session does
+        frame = intake.feed()
         if frame is not None:
             segments += sum(isinstance(event, SegmentClosed) for event in front.feed(frame))
     tail = intake.finish()

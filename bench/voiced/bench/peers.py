@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from voiced.bench.corpus import Clip
+from voiced.bench.errors import RecogniserFailed
 from voiced.bench.normalise import Normaliser
 from voiced.bench.report import Table
 from voiced.bench.scoring import Score, error_rate, score
@@ -106,6 +107,7 @@ def measure(
 
     Raises:
         MediaError: A recording cannot be decoded.
+        RecogniserFailed: A system gave no text for a clip.
     """
     for _, clip in {length.name: (length, clip) for length, clip in chosen}.values():
         pcm = read_pcm(clip.path)  # caches and lazily made buffers: once per length, not timed
@@ -121,6 +123,8 @@ def measure(
             order = (ours, peer) if (number + repeat) % 2 == 0 else (peer, ours)
             for system in order:
                 answer = system.transcribe(pcm, clip.language)
+                if answer.error is not None:
+                    raise RecogniserFailed(system.name, clip.id, answer.error)
                 times[system.name].append(answer.wall_ms)
                 texts[system.name] = answer.text
         pairs.append(

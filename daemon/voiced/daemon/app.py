@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import Settings, backend_options
+from voiced.daemon.config import ConfigError, Problem, Settings, backend_options
+from voiced.daemon.errors import StartTimeout
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.sdnotify import Notifier
@@ -74,8 +76,12 @@ class Daemon:
         )
         self._bus.on_intent = self._streams.deliver
         self._metrics.watch_engine(self._engine.load)
-        self._server = Server(server_options(settings), self._streams)
-        self._microphone = self._make_microphone() if settings.microphone.enabled else None
+        microphone = self._make_microphone() if settings.microphone.enabled else None
+        self._microphone = microphone
+        status = None if microphone is None else lambda: microphone.status
+        if status is not None:
+            self._metrics.watch_microphone(status)
+        self._server = Server(server_options(settings), self._streams, microphone=status)
         self._microphone_task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
@@ -94,6 +100,8 @@ class Daemon:
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.
 
+        SIGHUP is such a signal where standard error is a terminal (it was closed), else ignored.
+
         Returns:
             The process's exit status: 0, or 1 when something did not end in time.
 
@@ -101,12 +109,17 @@ class Daemon:
             DaemonError, EngineError: A part could not be started or broke later.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
+        handlers = {
+            signal.SIGTERM: self._on_signal,
+            signal.SIGINT: self._on_signal,
+            signal.SIGHUP: self._on_signal if sys.stderr.isatty() else self._on_hangup,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler, number)
         try:
             is_clean = await self._supervisor.run(self._stop)
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in handlers:
                 loop.remove_signal_handler(number)
         if self._failure is not None:
             raise self._failure
@@ -121,6 +134,9 @@ class Daemon:
         logger.critical("second signal, exit at once signal=%s", number.name)
         # The worker dies with its parent.
         os._exit(EXIT_FAILED)
+
+    def _on_hangup(self, number: signal.Signals) -> None:
+        logger.warning("ignored signal=%s: settings are read at the start alone", number.name)
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """A part's own task must not end before the daemon does."""
@@ -160,8 +176,34 @@ class Daemon:
         await self._server.close()
 
     async def _start_engine(self) -> None:
-        async with asyncio.timeout(self._settings.limits.ready_timeout_s):
-            await self._engine.start()
+        limit_s = self._settings.limits.ready_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._engine.start()
+        except TimeoutError:
+            raise StartTimeout(limit_s) from None
+        self._check_languages()
+
+    def _check_languages(self) -> None:
+        """Hold the languages that are set against those of the model: it is known only now.
+
+        Raises:
+            ConfigError: A stream that pins none would be refused each time.
+        """
+        info = self._engine.info
+        if info is None or not info.languages:
+            return
+        rule = f"must be one of {', '.join(info.languages)}, or absent"
+        problems = [
+            Problem(f"model {info.bundle}", key, rule, f'"{language}"')
+            for key, language in (
+                ("engine.language", self._settings.engine.language),
+                ("microphone.language", self._settings.microphone.language),
+            )
+            if language is not None and language not in info.languages
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     async def _stop_engine(self, left_s: float) -> None:
         await self._engine.stop()
@@ -242,6 +284,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         threads=engine.threads,
         languages=engine.languages,
         beam=engine.beam,
+        n_best=engine.n_best,
         max_batch=engine.max_batch,
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,
@@ -282,7 +325,15 @@ def counter() -> Callable[[], int]:
 
 
 def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:
-    """Put the file in place whole, so that nobody reads half of it."""
+    """Put the file in place whole, so that nobody reads half of it.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -22,7 +22,7 @@ import zmq
 import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
-from voiced.daemon.errors import EndpointInUse
+from voiced.daemon.errors import AddressRefused, EndpointInUse
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.wire import (
     VERSION,
@@ -40,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 MAX_INGEST_BYTES = 64 * 1024
 """Longest message taken from a plugin."""
+_MAX_SLOT_LEVELS = 32
+"""Lists and objects inside of each other: far below where decoding or encoding them fails."""
 _MAX_FRAME_BYTES = 1 << 20  # libzmq cuts a peer that sends more; RCVHWM x this bounds memory
 _RCVHWM = 100
 _WARN_INTERVAL_S = 60.0
@@ -89,7 +91,7 @@ class Bus:
 
         Raises:
             EndpointInUse: Another process is bound there.
-            zmq.ZMQError: The endpoint is no address ZeroMQ can bind.
+            AddressRefused: The endpoint cannot be bound for another reason.
         """
         self._context = zmq.Context()
         try:
@@ -155,7 +157,7 @@ class Bus:
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
         while True:
-            parts = await pull.recv_multipart()
+            parts = await read_parts(pull)
             try:
                 intent = read_intent(parts)
             except WireError as error:
@@ -167,14 +169,29 @@ class Bus:
                 self.on_intent(intent)
 
 
+async def read_parts(pull: zmq.asyncio.Socket) -> list[bytes]:
+    """Take one message, of whose parts all but the first two are thrown away as they are read.
+
+    A message of a million parts costs no memory of ours, and other tasks run beside it.
+    """
+    parts = [await pull.recv()]
+    while pull.get(zmq.RCVMORE):
+        part = await pull.recv()
+        if len(parts) == 1:
+            parts.append(part)
+        await asyncio.sleep(0)
+    return parts
+
+
 def read_intent(parts: list[bytes]) -> Intent:
     """Check what a plugin sent.
 
     Raises:
-        WireError: Not exactly one part with a valid `intent` of at most MAX_INGEST_BYTES.
+        WireError: Not exactly one part with a valid `intent` of at most MAX_INGEST_BYTES, nested
+            so little that it can be written again.
     """
     if len(parts) != 1:
-        raise WireError(f"found {len(parts)} parts, expected 1: the JSON of an intent")
+        raise WireError("found more than one part, expected 1: the JSON of an intent")
     if len(parts[0]) > MAX_INGEST_BYTES:
         raise WireError(f"found {len(parts[0])} bytes, expected at most {MAX_INGEST_BYTES}")
     message = decode_server(parts[0])
@@ -186,7 +203,17 @@ def read_intent(parts: list[bytes]) -> Intent:
         msgspec.convert(message.stream, StreamName)
     except msgspec.ValidationError as error:
         raise WireError(f"intent.stream: {error}") from error
+    if not _is_flat(message.slots, _MAX_SLOT_LEVELS):
+        raise WireError(f"intent.slots: nested deeper than {_MAX_SLOT_LEVELS} levels")
     return message
+
+
+def _is_flat(value: object, levels: int) -> bool:
+    """Tell whether at most `levels` lists and objects are inside of each other."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_flat(each, levels - 1) for each in inside)
 
 
 class _Rejections:
@@ -213,7 +240,7 @@ def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, set
     except zmq.ZMQError as error:
         if error.errno == errno.EADDRINUSE:
             raise EndpointInUse(endpoint, setting) from error
-        raise
+        raise AddressRefused(setting, endpoint, zmq.strerror(error.errno or 0)) from error
     return zmq_socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 

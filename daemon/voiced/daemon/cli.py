@@ -8,7 +8,7 @@ Exit status:
 | 1      | failed, also in part (one of several files); for `run`: the end was not a clean one  |
 | 2      | wrong use: arguments or configuration                                                |
 | 3      | something needed is missing or taken: a model, a library, a device, a port, a daemon |
-| 130    | interrupted by Ctrl-C (commands other than `run`)                                    |
+| 130    | interrupted by Ctrl-C (`run`, `listen` and `plugins run` end that way: 0)            |
 | 141    | nobody reads standard output any more                                                |
 
 This module imports nothing heavy, so that `voiced --help` answers at once
@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon.errors import DaemonError
+from voiced.daemon.commands.pipes import ends_with_its_reader, replace_closed_streams
+from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
 from voiced.plugins.errors import PluginError
 
@@ -49,12 +51,24 @@ UNAVAILABLE = frozenset(
 )
 """Codes of errors that mean: what is needed is not there. Their exit status is 3."""
 
-USAGE = frozenset({"config", "corpus", "output", "plan", "plugin_config", "plugin_not_found"})
+USAGE = frozenset(
+    {"address", "config", "corpus", "output", "plan", "plugin_config", "plugin_not_found"}
+)
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
+
+
+class _Commands(TyperGroup):
+    """Commands whose output may lose its reader; the library's own answer to that is status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with ends_with_its_reader():
+            return super().invoke(ctx)
 
 
 def _typer(text: str) -> typer.Typer:
     return typer.Typer(
+        cls=_Commands,
         help=text,
         no_args_is_help=True,
         add_completion=False,
@@ -110,15 +124,44 @@ def _run(
     config: Config = None,
     model: Model = None,
     backend: Backend = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port; 0: any free one.")] = None,
-    bus: Annotated[str | None, typer.Option(help="ZeroMQ endpoint to publish on.")] = None,
-    ingest: Annotated[str | None, typer.Option(help="ZeroMQ endpoint plugins send to.")] = None,
-    microphone: Annotated[
-        bool | None, typer.Option("--microphone/--no-microphone", help="Open the sound device.")
+    host: Annotated[
+        str | None,
+        typer.Option(help="Address to listen on; default 127.0.0.1.", metavar="ADDRESS"),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Sound device: number or name.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="TCP port; 0: any free one; default 8765.", metavar="PORT"),
+    ] = None,
+    bus: Annotated[
+        str | None,
+        typer.Option(
+            help="ZeroMQ endpoint to publish on; default tcp://127.0.0.1:8766.", metavar="ENDPOINT"
+        ),
+    ] = None,
+    ingest: Annotated[
+        str | None,
+        typer.Option(
+            help="ZeroMQ endpoint plugins send to; default tcp://127.0.0.1:8767.",
+            metavar="ENDPOINT",
+        ),
+    ] = None,
+    microphone: Annotated[
+        bool | None,
+        typer.Option(
+            "--microphone/--no-microphone", help="Open the sound device or not; default: not."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Sound device, by number or name (see `voiced devices`); default: the system's.",
+            metavar="DEVICE",
+        ),
+    ] = None,
+    log_level: Annotated[
+        str | None,
+        typer.Option(help="debug, info, warning or error; default info.", metavar="LEVEL"),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="Any setting; may be repeated.", metavar="SECTION.KEY=VALUE"),
@@ -131,7 +174,11 @@ def _run(
         typer.Option(help="Gets the addresses listened on, as JSON.", metavar="FILE"),
     ] = None,
 ) -> None:
-    """Run the daemon in the foreground; SIGTERM or Ctrl-C ends it, a second one at once."""
+    """Run the daemon in the foreground; SIGTERM or Ctrl-C ends it, a second one at once.
+
+    Defaults are those of the configuration file and of VOICED_SECTION_KEY variables where they
+    say something: `voiced config show` prints the effective ones.
+    """
     from voiced.daemon.commands.run import run
     from voiced.daemon.config import parse_assignment
 
@@ -157,7 +204,8 @@ def _run(
 def _transcribe(
     files: Annotated[list[Path], typer.Argument(help="Recordings, of any common format.")],
     output_format: Annotated[
-        Literal["text", "jsonl", "srt", "vtt"], typer.Option("--format", help="How to write.")
+        Literal["text", "jsonl", "srt", "vtt"],
+        typer.Option("--format", help="What to write; see above."),
     ] = "text",
     language: Language = None,
     vad: Annotated[
@@ -167,13 +215,23 @@ def _transcribe(
         bool, typer.Option("--no-vad", help="Take each file as one segment.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File or folder instead of standard output.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File or, with no suffix, folder to write to instead of standard output.",
+            metavar="PATH",
+        ),
     ] = None,
     model: Model = None,
     backend: Backend = None,
     threads: Threads = 1,
 ) -> None:
-    """Transcribe recorded files."""
+    """Transcribe recorded files.
+
+    text: one line for each file, after its name when there are several. jsonl: one object for each
+    file, times in seconds. srt, vtt: subtitles, one file each (--out FOLDER for several). A file
+    that fails is reported on standard error, the rest go on, and the exit status is 1.
+    """
     from voiced.audio.vad import VadKind
     from voiced.daemon.commands.transcribe import OutputFormat, transcribe
 
@@ -195,13 +253,21 @@ def _transcribe(
 def _stream(
     file: Annotated[Path, typer.Argument(help="A recording.")],
     url: Annotated[
-        str | None, typer.Option(help="The daemon's stream; default: from the settings.")
+        str | None,
+        typer.Option(
+            help="The daemon's stream; default: from the settings, ws://127.0.0.1:8765/v1/stream.",
+            metavar="URL",
+        ),
     ] = None,
     language: Language = None,
-    partials: Annotated[bool, typer.Option(help="Ask for partial results.")] = True,
+    partials: Annotated[bool, typer.Option(help="Ask for partial results or not.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Play a file to a running daemon at the speed of speech and print what comes back."""
+    """Play a file to a running daemon at the speed of speech and print what comes back.
+
+    Each line begins with the seconds since the first audio was sent; `+ms` behind a partial or
+    final counts from sending the last audio that it covers.
+    """
     from voiced.daemon.commands.stream import stream
     from voiced.daemon.config import load, stream_url
 
@@ -503,6 +569,14 @@ JsonFile = Annotated[
     Path | None, typer.Option("--json", help="Also write everything to FILE.", metavar="FILE")
 ]
 Corpus = Annotated[Path, typer.Argument(help="Folder of recordings with texts.", metavar="DIR")]
+Clips = Annotated[
+    Path | None,
+    typer.Option(
+        "--clips",
+        help="Folder of recordings; default: the few short ones of the demo.",
+        metavar="DIR",
+    ),
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Only this set of it; may be repeated.")
 ]
@@ -533,7 +607,10 @@ def _bench_accuracy(
     weights: Weights = None,
     json_path: JsonFile = None,
 ) -> None:
-    """Word and character errors per set, loops, and false text on noise."""
+    """Word and character errors per set in %, loops, and false text on noise.
+
+    Compares the shipped policy with the same model and beam at 30-s padding, pair by pair.
+    """
     from voiced.bench.accuracy import Policy
     from voiced.daemon.commands.bench import accuracy
 
@@ -593,7 +670,7 @@ def _bench_backend(
 
 @bench_app.command("peers")
 def _bench_peers(
-    clips: Corpus,
+    clips: Clips = None,
     sets: Sets = None,
     per_length: Annotated[int, typer.Option(help="Clips of each length.", min=1)] = 12,
     repeats: Annotated[int, typer.Option(help="Runs on each clip.", min=1)] = 3,
@@ -605,7 +682,10 @@ def _bench_peers(
     weights: Weights = None,
     json_path: JsonFile = None,
 ) -> None:
-    """Time from the end of a segment to its text, against other recognisers in the same run."""
+    """Milliseconds from the end of a segment to its text, against faster-whisper in the same run.
+
+    Needs the peers: `make peers`.
+    """
     from voiced.daemon.commands.bench import peers
 
     _exit(
@@ -620,6 +700,43 @@ def _bench_peers(
             backend=backend,
             language=language,
             weights=weights,
+            json_path=json_path,
+        )
+    )
+
+
+@bench_app.command("frontend")
+def _bench_frontend(
+    clips: Clips = None,
+    sets: Sets = None,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds of speech to take from the recordings.", min=1)
+    ] = 60.0,
+    daemon: Annotated[
+        bool, typer.Option("--daemon/--no-daemon", help="Measure a whole daemon too.")
+    ] = True,
+    streams: Annotated[
+        int, typer.Option(help="Streams at once that are played to the daemon.", min=1)
+    ] = 16,
+    play_s: Annotated[
+        float, typer.Option(help="Seconds that each of them is played, in real time.", min=1)
+    ] = 15.0,
+    json_path: JsonFile = None,
+) -> None:
+    """CPU milliseconds per second of speech and silence of everything but the recogniser.
+
+    First the audio chain of one stream in this process, then a daemon with the fake recogniser
+    and real-time streams over WebSockets: sockets, session and bus included.
+    """
+    from voiced.daemon.commands.bench import frontend
+
+    _exit(
+        frontend(
+            clips=clips,
+            sets=sets or (),
+            seconds=seconds,
+            streams=streams if daemon else 0,
+            play_s=play_s,
             json_path=json_path,
         )
     )
@@ -640,13 +757,9 @@ def exit_status(code: str) -> int:
 
 def main() -> None:
     """Run the command line of this process; never returns."""
+    replace_closed_streams()
     try:
         app()
-    except BrokenPipeError:
-        from voiced.daemon.commands.pipes import ends_with_its_reader
-
-        with ends_with_its_reader():
-            raise
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except OUR_ERRORS as error:
@@ -658,7 +771,8 @@ def main() -> None:
 def _report(error: Exception, status: int) -> NoReturn:
     if os.environ.get("VOICED_DEBUG"):
         raise error
-    print(f"voiced: {error}", file=sys.stderr)
+    text = os_reason(error) if isinstance(error, OSError) else str(error)
+    print(f"voiced: {text}", file=sys.stderr)
     sys.exit(status)
 
 

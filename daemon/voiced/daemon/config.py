@@ -67,7 +67,7 @@ class ServerSettings(_Section):
     )
     allowed_origins: tuple[str, ...] = Field(
         default=(),
-        description="Web pages (Origin headers) that may connect besides the daemon's own host; "
+        description="Web pages (Origin headers) that may connect besides those of loopback hosts; "
         '"*" allows every page. Clients that send no Origin are always allowed.',
     )
     start_timeout_s: float = Field(
@@ -134,6 +134,12 @@ class EngineSettings(_Section):
         description="Language of streams that pin none; absent: chosen for each segment.",
     )
     beam: int = Field(default=5, ge=1, le=16, description="Hypotheses kept for finals.")
+    n_best: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="Alternatives sent with each final, best first; 0 sends none.",
+    )
     max_batch: int = Field(
         default=4, ge=1, le=64, description="Most segments of one gear run together."
     )
@@ -141,7 +147,7 @@ class EngineSettings(_Section):
         default=64,
         ge=1,
         le=100_000,
-        description="Closed segments waiting before new streams are refused.",
+        description="Finals waiting or running at once; more are tried again until their deadline.",
     )
     hang_timeout_s: float = Field(
         default=30.0,
@@ -198,7 +204,9 @@ class MicrophoneSettings(_Section):
         default=None, description="Language spoken at this device; absent: `engine.language`."
     )
     stream: str = Field(
-        default="microphone", pattern=r"^[A-Za-z0-9._:-]{1,64}$", description="Name of its stream."
+        default="microphone",
+        pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])$",
+        description="Name of its stream.",
     )
 
 

@@ -9,11 +9,15 @@ DaemonError             base; `code` is stable and goes on the wire
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
 ├── StreamBroken        internal: a fault of ours ended the stream
 ├── SlowClient          slow_client: a client does not read what it is sent
+├── StartTimeout        start_timeout: the engine was not ready within the time that is set
+├── AddressRefused      address: the system cannot listen on the address that is set
 ├── PortInUse           port_in_use: another process listens on the TCP port
 └── EndpointInUse       endpoint_in_use: another process is bound to the ZeroMQ endpoint
 """
 
 from __future__ import annotations
+
+import os
 
 
 class DaemonError(Exception):
@@ -132,6 +136,38 @@ class SlowClient(DaemonError):
         )
 
 
+class StartTimeout(DaemonError):
+    """The engine was not loaded and warmed in time."""
+
+    code = "start_timeout"
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self.limit_s = limit_s
+
+    def __str__(self) -> str:
+        return (
+            f"engine was not ready within {self.limit_s:g} s; "
+            "raise `limits.ready_timeout_s`, or see `voiced model verify`"
+        )
+
+
+class AddressRefused(DaemonError):
+    """The system cannot listen on the address that is set."""
+
+    code = "address"
+
+    def __init__(self, setting: str, address: str, reason: str) -> None:
+        super().__init__(setting, address, reason)
+        self.setting, self.address, self.reason = setting, address, reason
+
+    def __str__(self) -> str:
+        return (
+            f"cannot listen on {self.address}: {self.reason.lower()}; "
+            f"set `{self.setting}` to an address of this machine that this user may use"
+        )
+
+
 class PortInUse(DaemonError):
     """Another process listens on the TCP port."""
 
@@ -163,3 +199,9 @@ class EndpointInUse(DaemonError):
             f"bus endpoint {self.endpoint} is in use, probably by another daemon; "
             f"stop it or set another `{self.setting}`"
         )
+
+
+def os_reason(error: OSError) -> str:
+    """Say what the system refused in our words: the file, if it names one, and why."""
+    reason = (error.strerror or str(error)).lower()
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from voiced.engine.types import EngineLoad
+
+if TYPE_CHECKING:
+    from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -104,6 +109,33 @@ class Metrics:
         for name, (text, read) in readers.items():
             Gauge(name, text, registry=self._registry).set_function(read)
 
+    def watch_microphone(self, status: Callable[[], MicrophoneStatus]) -> None:
+        """Add gauges of the local microphone, read when `/metrics` is; call once."""
+        state = Gauge(
+            "voiced_microphone_state",
+            "1 for what the microphone is doing, 0 for the other states",
+            ["state"],
+            registry=self._registry,
+        )
+        for each in type(status().state):
+            state.labels(state=each.value).set_function(partial(_is_in, status, each))
+        readers: dict[str, tuple[str, Callable[[], float]]] = {
+            "voiced_microphone_opened": (
+                "Times the sound device was opened",
+                lambda: status().opened,
+            ),
+            "voiced_microphone_lost_frames": (
+                "Frames of the sound device that were lost, at its own rate",
+                lambda: status().lost_frames,
+            ),
+            "voiced_microphone_silent": (
+                "1 while only digital zeros come: muted, or a dummy device",
+                lambda: status().is_silent,
+            ),
+        }
+        for name, (text, read) in readers.items():
+            Gauge(name, text, registry=self._registry).set_function(read)
+
     def value(self, name: str, **labels: str) -> float:
         """Return one sample, e.g. `value("voiced_failed_total", code="busy")`; 0 if unknown."""
         return self._registry.get_sample_value(name, labels) or 0.0
@@ -111,3 +143,7 @@ class Metrics:
     def render(self) -> bytes:
         """Write every metric in Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
+
+
+def _is_in(status: Callable[[], MicrophoneStatus], state: MicrophoneState) -> float:
+    return float(status().state is state)

@@ -2,7 +2,8 @@
 
 One thread iterates the source, because opening and waiting for a device block; its events cross
 to the event loop, which drives the stream's session. When the session is slow the crossing is
-full, the thread waits, and the source's own hand-over drops and counts the oldest sound.
+full, the thread waits, and the source's own hand-over drops and counts the oldest sound. A source
+that raises is iterated anew after a pause.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 _CROSSING_EVENTS = 8
 _LOG_EVERY_S = 60.0
 _SESSION_RETRY_S = 5.0
+_SOURCE_RETRY_S = 2.0
 
 
 class Source(Protocol):
@@ -70,7 +72,7 @@ class MicrophoneState(StrEnum):
     OPENING = "opening"
     RUNNING = "running"
     WAITING = "waiting"
-    """The device cannot be used; it is tried again."""
+    """The device cannot be used, or its source broke; it is tried again."""
     FAILED = "failed"
     """The session refused or broke; a new one is tried again."""
     STOPPED = "stopped"
@@ -93,6 +95,25 @@ class MicrophoneStatus:
     is_silent: bool = False
     """Only digital zeros come: muted, or a dummy device."""
 
+    def facts(self) -> dict[str, str | int | bool | None]:
+        """The same as plain values, for `/readyz`."""
+        return {
+            "state": self.state.value,
+            "code": self.code,
+            "reason": self.reason,
+            "device": self.device,
+            "opened": self.opened,
+            "lost_frames": self.lost_frames,
+            "is_silent": self.is_silent,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBroke:
+    """The source raised what it never should; it is iterated anew."""
+
+    error: Exception
+
 
 class WaitWhenFull:
     """A bounded crossing from one thread into an event loop; the thread waits when it is full."""
@@ -100,10 +121,10 @@ class WaitWhenFull:
     def __init__(self, limit: int, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._room = threading.Semaphore(limit)
-        self._items: asyncio.Queue[MicrophoneEvent | None] = asyncio.Queue()
+        self._items: asyncio.Queue[MicrophoneEvent | SourceBroke | None] = asyncio.Queue()
         self._closed = False
 
-    def put(self, item: MicrophoneEvent | None) -> bool:
+    def put(self, item: MicrophoneEvent | SourceBroke | None) -> bool:
         """Thread side: hand an item over; false when the loop wants no more."""
         self._room.acquire()
         if self._closed:
@@ -112,7 +133,7 @@ class WaitWhenFull:
         self._loop.call_soon_threadsafe(self._items.put_nowait, item)
         return True
 
-    async def get(self) -> MicrophoneEvent | None:
+    async def get(self) -> MicrophoneEvent | SourceBroke | None:
         """Loop side: take the next item."""
         item = await self._items.get()
         self._room.release()
@@ -133,6 +154,7 @@ class MicrophoneRunner:
         source: Gives the events; used up by one `run`.
         open_session: Starts a session for a format. May raise: it is asked again later.
         clock: Spaces log lines and attempts.
+        source_retry_s: Pause before a source that raised is iterated anew.
     """
 
     def __init__(
@@ -141,8 +163,11 @@ class MicrophoneRunner:
         open_session: Callable[[StreamFormat], Session],
         *,
         clock: Clock | None = None,
+        source_retry_s: float = _SOURCE_RETRY_S,
     ) -> None:
         self._source = source
+        self._source_retry_s = source_retry_s
+        self._stopping = threading.Event()
         self._open_session = open_session
         self._clock = clock or SystemClock()
         self._status = MicrophoneStatus()
@@ -157,6 +182,7 @@ class MicrophoneRunner:
 
     def stop(self) -> None:
         """Stop recording; `run` finishes the session and returns."""
+        self._stopping.set()
         self._source.stop()
 
     async def run(self) -> None:
@@ -176,9 +202,9 @@ class MicrophoneRunner:
                 try:
                     await self._handle(event)
                 except Exception as error:  # the top of this stream's session
-                    self._break_session(error)
+                    await self._break_session(error)
         finally:
-            self._source.stop()
+            self.stop()
             crossing.close()
             # Short: the source leaves calls that hang behind.
             await asyncio.shield(asyncio.to_thread(thread.join))
@@ -192,15 +218,24 @@ class MicrophoneRunner:
             )
 
     def _pump(self, crossing: WaitWhenFull) -> None:
+        """Thread side: hand over what the source says, until `stop`."""
         try:
-            with closing(self._source.events()) as events:
-                for event in events:
-                    if not crossing.put(event):
+            while True:
+                try:
+                    with closing(self._source.events()) as events:
+                        for event in events:
+                            if not crossing.put(event):
+                                return
+                    return  # it was stopped
+                except Exception as error:  # the top of a worker loop: a deaf daemon helps nobody
+                    if not crossing.put(SourceBroke(error)):
+                        return
+                    if self._stopping.wait(self._source_retry_s):
                         return
         finally:
             crossing.put(None)
 
-    async def _handle(self, event: MicrophoneEvent | None) -> None:
+    async def _handle(self, event: MicrophoneEvent | SourceBroke | None) -> None:
         match event:
             case None:
                 await self._end_session()
@@ -212,6 +247,8 @@ class MicrophoneRunner:
                 self._on_lost(event)
             case Unavailable():
                 self._on_unavailable(event)
+            case SourceBroke():
+                self._on_broken(event.error)
             case Silent():
                 self._status = replace(self._status, is_silent=True)
                 logger.warning(
@@ -250,6 +287,20 @@ class MicrophoneRunner:
         )
         self._complain(event.error)
 
+    def _on_broken(self, error: Exception) -> None:
+        """Show and log a fault of ours in the source's thread."""
+        self._status = replace(
+            self._status, state=MicrophoneState.WAITING, code="internal", reason="internal error"
+        )
+        kind = f"source {type(error).__name__}"
+        if count := self._complaints.due(kind, self._clock.monotonic_ns()):
+            logger.error(
+                "microphone source broke times=%d device=%s",
+                count,
+                self._status.device,
+                exc_info=error,
+            )
+
     def _on_lost(self, event: Lost) -> None:
         self._status = replace(
             self._status,
@@ -280,9 +331,8 @@ class MicrophoneRunner:
         if session is not None:
             await session.finish()
 
-    def _break_session(self, error: Exception) -> None:
-        """Count, log and report what ended the session; a new one follows."""
-        self._session = None
+    async def _break_session(self, error: Exception) -> None:
+        """Log what ended the session and end it, so that its name is free; a new one follows."""
         self._retry_at_ns = self._clock.monotonic_ns() + round(_SESSION_RETRY_S * 1e9)
         self._status = replace(
             self._status,
@@ -297,6 +347,7 @@ class MicrophoneRunner:
                 self._status.device,
                 exc_info=error,
             )
+        await self._end_session()
 
     def _complain(self, error: MicrophoneError) -> None:
         if count := self._complaints.due(error.code, self._clock.monotonic_ns()):

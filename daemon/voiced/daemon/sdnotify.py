@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
+_READY_WAIT_S = 2.0
+"""Without READY the manager ends the service: worth a pause of the loop, before any stream."""
+
 
 class Notifier:
     """Sends state to the service manager; does nothing where there is none.
@@ -35,7 +38,7 @@ class Notifier:
 
     def ready(self, status: str) -> None:
         """Start-up is finished."""
-        self._send(f"READY=1\nSTATUS={_line(status)}")
+        self._send(f"READY=1\nSTATUS={_line(status)}", wait_s=_READY_WAIT_S)
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
@@ -49,12 +52,13 @@ class Notifier:
         """Still alive."""
         self._send("WATCHDOG=1")
 
-    def _send(self, state: str) -> None:
+    def _send(self, state: str, *, wait_s: float = 0.0) -> None:
+        """Send, waiting so long for room in the manager's queue."""
         if self._address is None:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                sender.setblocking(False)
+                sender.settimeout(wait_s)
                 sender.sendto(state.encode(), self._address)
         except OSError as error:
             if not self._has_failed:

@@ -7,6 +7,8 @@ import errno
 import http
 import ipaddress
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from websockets.http11 import Request, Response
 
 from voiced.audio.errors import AudioError
 from voiced.daemon.errors import (
+    AddressRefused,
     DaemonError,
     PortInUse,
     SlowClient,
@@ -28,6 +31,7 @@ from voiced.daemon.errors import (
     TooManyStreams,
 )
 from voiced.daemon.metrics import CONTENT_TYPE
+from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.outbox import Outbox
 from voiced.daemon.session import StreamSession
 from voiced.daemon.stream_protocol import Audio, Code, StreamProtocol, Violation
@@ -63,7 +67,8 @@ class ServerOptions:
     max_queue: int = 8
     """Messages read ahead per connection; memory is at most this x max_message_bytes."""
     max_connections: int = 128
-    """TCP connections, streams or not; more are dropped."""
+    """TCP connections, streams or not. When there is one more, the oldest that has not sent its
+    request goes; where all have, the new one."""
     open_timeout_s: float = 10.0
     """For the HTTP request to be complete."""
     start_timeout_s: float = 10.0
@@ -88,12 +93,20 @@ class Server:
     for clients that never read.
     """
 
-    def __init__(self, settings: ServerOptions, streams: Streams) -> None:
+    def __init__(
+        self,
+        settings: ServerOptions,
+        streams: Streams,
+        *,
+        microphone: Callable[[], MicrophoneStatus] | None = None,
+    ) -> None:
+        """Nothing runs; `microphone`, where there is one, is shown by `/readyz`."""
         self._settings, self._streams = settings, streams
+        self._microphone = microphone
         self._metrics = streams.metrics
         self._clients: set[_Client] = set()
-        self._connections: set[ServerConnection] = set()
-        """Every TCP connection, those too that have not sent a request yet."""
+        self._connections: dict[ServerConnection, None] = {}
+        """Every TCP connection, oldest first, those too that have not sent a request yet."""
         self._listener: WebSocketServer | None = None
 
     @property
@@ -108,7 +121,7 @@ class Server:
 
         Raises:
             PortInUse: Another process has the port.
-            OSError: The address cannot be bound for another reason.
+            AddressRefused: The address cannot be bound for another reason.
         """
         settings = self._settings
         try:
@@ -117,7 +130,9 @@ class Server:
                 settings.host,
                 settings.port,
                 process_request=self._on_request,
-                create_connection=_tracked(self._connections, settings.max_connections),
+                create_connection=_tracked(
+                    self._connections, settings.max_connections, settings.outbox_bytes
+                ),
                 compression=None,
                 max_size=settings.max_message_bytes,
                 max_queue=settings.max_queue,
@@ -133,7 +148,12 @@ class Server:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(settings.host, settings.port) from error
-            raise
+            address = f"{settings.host} port {settings.port}"
+            # asyncio wraps the system's words in its own, and from Python 3.13 on has neither errno
+            # nor words for an address of elsewhere; a name's resolver has words and a negative one.
+            number = errno.EADDRNOTAVAIL if error.errno is None else error.errno
+            reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+            raise AddressRefused("server.host", address, reason) from error
         logger.info("server open host=%s port=%d", settings.host, self.port)
 
     async def drain(self, *, deadline_s: float) -> None:
@@ -227,14 +247,22 @@ class Server:
         return response
 
     def _readyz(self, connection: ServerConnection) -> Response:
-        """Ready means: the engine is; a full daemon is ready and answers `busy`."""
+        """Ready means: the engine is; a full daemon is ready and answers `busy`.
+
+        How the microphone is doing is told, and changes nothing: other streams are served.
+        """
         refusal = self._streams.refusal()
         info = self._streams.engine.info
+        body: dict[str, Any]
         if refusal is None or isinstance(refusal, TooManyStreams):
+            status = http.HTTPStatus.OK
             body = {"ready": True, "bundle": info.bundle if info else ""}
-            return _json(connection, http.HTTPStatus.OK, body)
-        body = {"ready": False, "code": refusal.code, "reason": str(refusal)}
-        return _json(connection, http.HTTPStatus.SERVICE_UNAVAILABLE, body)
+        else:
+            status = http.HTTPStatus.SERVICE_UNAVAILABLE
+            body = {"ready": False, "code": refusal.code, "reason": str(refusal)}
+        if self._microphone is not None:
+            body["microphone"] = self._microphone().facts()
+        return _json(connection, status, body)
 
     # ---- WebSocket -------------------------------------------------------------------------
 
@@ -249,21 +277,35 @@ class Server:
             self._metrics.connections_open.dec()
 
 
-def _tracked(registry: set[ServerConnection], max_connections: int) -> type[ServerConnection]:
+def _tracked(
+    registry: dict[ServerConnection, None], max_connections: int, max_unsent_bytes: int
+) -> type[ServerConnection]:
     """Make connections that stand in `registry` from the first packet to the last.
 
     The library knows only those whose handshake is complete, and its close waits for the rest.
+    A crowd of connections that say nothing must keep neither streams nor health checks out.
+
+    A client that sends pings and never reads is cut when `max_unsent_bytes` of pongs wait for it:
+    the library answers each at once, whether or not the last one could leave.
     """
 
     class Tracked(ServerConnection):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            registry.add(self)
+            registry[self] = None
             if len(registry) > max_connections:
+                silent = (each for each in registry if each.request is None)  # ends with self
+                victim = next(silent)
+                del registry[victim]
+                victim.transport.abort()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.transport.get_write_buffer_size() > max_unsent_bytes:
                 self.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            registry.discard(self)
+            registry.pop(self, None)
             super().connection_lost(exc)
 
     return Tracked

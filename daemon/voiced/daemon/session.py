@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,8 +22,10 @@ from voiced.audio.frames import (
     SegmentOpened,
     samples_to_ms,
 )
+from voiced.daemon.arrivals import Arrivals
 from voiced.daemon.errors import ShuttingDown, StreamBroken
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.results import LastWords
 from voiced.daemon.wire import (
     Alternative,
     Ended,
@@ -51,8 +52,6 @@ _SLICE_BYTES = 8 * 1024
 """Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
 _ANSWER_GRACE_S = 60.0
 """The engine keeps deadlines itself, and replaces a worker that hangs; this is for its bugs."""
-_ARRIVALS_KEPT_S = 8
-"""A segment ends at most this far behind the newest audio."""
 
 
 class Engine(Protocol):
@@ -79,7 +78,8 @@ class Intake(Protocol):
     end_sample: int
     lost_samples: int
 
-    def feed(self, data: bytes) -> AudioFrame | None: ...
+    def hold(self, data: bytes) -> int: ...
+    def feed(self) -> AudioFrame | None: ...
     def lost(self, input_frames: int) -> AudioFrame | None: ...
     def finish(self) -> AudioFrame | None: ...
 
@@ -87,7 +87,10 @@ class Intake(Protocol):
 class Front(Protocol):
     """What a session needs of `voiced.audio.front`."""
 
+    @property
+    def decision_sample(self) -> int: ...
     def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
+    def skip(self, to_sample: int) -> list[SegmentEvent]: ...
     def flush(self) -> list[SegmentEvent]: ...
     def finish(self) -> list[SegmentEvent]: ...
     def cancel(self) -> list[SegmentEvent]: ...
@@ -138,13 +141,22 @@ class _Failure:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the last message on a segment is made of, when its turn comes."""
+
+    state: _State
+    transcript: Transcript
+    arrived_ns: int | None
+    """When its last audio arrived; None: nobody waited."""
+
+
 class StreamSession:
     """Turns one stream's audio into messages. Belongs to the event loop.
 
     Every segment that was announced with `speech_started` gets exactly one `final` or `failed`,
-    and nothing follows it; `ended` comes once, last. Results are published as they are ready,
-    not in the order of the segments. Messages go to `publish`, and to `send` while a client is
-    attached; neither may block or raise.
+    and nothing follows it, in the order of the segments; `ended` comes once, last. Messages go to
+    `publish`, and to `send` while a client is attached; neither may block or raise.
     """
 
     def __init__(
@@ -176,8 +188,7 @@ class StreamSession:
         self._clock = clock or SystemClock()
         self._on_end = on_end
         self._open: _State | None = None
-        self._unanswered: dict[int, _State] = {}
-        """Segments announced with `speech_started` that wait for their last word."""
+        self._last_words: LastWords[tuple[int, _Answer | _Failure]] = LastWords()
         self._answers: set[asyncio.Task[None]] = set()
         self._partials: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
@@ -185,7 +196,7 @@ class StreamSession:
         self._backlog_s = 0.0
         self._room = asyncio.Event()
         self._room.set()
-        self._arrivals = _Arrivals()
+        self._arrivals = Arrivals()
         self._segments = self._finals = self._failures = 0
         self._metrics.streams.inc()
         self._metrics.streams_open.inc()
@@ -221,15 +232,16 @@ class StreamSession:
     def lost(self, input_frames: int) -> None:
         """Note that the source lost audio, in frames (samples per channel) of its own rate.
 
-        Raises StreamBroken like `feed`.
+        A long loss closes the open segment now: sound may never return. Raises StreamBroken like
+        `feed`.
         """
         if not self.is_ending:
-            self._advance(lambda: self._place(self._intake.lost(input_frames)))
+            self._advance(lambda: self._pass_over(input_frames))
 
     def flush(self) -> None:
         """Close the open segment now. Raises StreamBroken like `feed`."""
         if not self.is_ending:
-            self._advance(self._front.flush)
+            self._advance(lambda: self._place(self._intake.feed()) + self._front.flush())
 
     async def finish(self) -> None:
         """Close the open segment, wait for every result, say `ended`. Idempotent."""
@@ -238,7 +250,7 @@ class StreamSession:
 
     async def cancel(self) -> None:
         """Like `finish`, but the open segment is thrown away (an empty `final`)."""
-        self._begin_end(self._front.cancel)
+        self._begin_end(lambda: self._place(self._intake.feed()) + self._front.cancel())
         await self._ended()
 
     async def abort(self) -> None:
@@ -249,8 +261,8 @@ class StreamSession:
     async def abandon(self) -> None:
         """Out of time: what is not answered fails with `shutting_down`, then `ended`."""
         self._begin_end(self._drain_front)
-        for state in list(self._unanswered.values()):
-            self._publish_failed(state, _Failure(ShuttingDown.code, "no time was left"))
+        for segment in self._last_words.owed:
+            self._settle_segment(segment, _Failure(ShuttingDown.code, "no time was left"))
         for task in self._answers:
             task.cancel()
         await self._ended()
@@ -271,13 +283,19 @@ class StreamSession:
     # ---- audio to events -------------------------------------------------------------------
 
     def _take(self, block: bytes) -> list[SegmentEvent]:
-        return self._place(self._intake.feed(block))
+        """Let a block wait for those with which an event can come; that is never late for it."""
+        received_sample = self._intake.hold(block)
+        self._arrivals.note(received_sample, self._clock.monotonic_ns())
+        if received_sample < self._front.decision_sample:
+            return []
+        return self._place(self._intake.feed())
 
     def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
-        if frame is None:
-            return []
-        self._arrivals.note(frame.end_sample, self._clock.monotonic_ns())
-        return self._front.feed(frame)
+        return [] if frame is None else self._front.feed(frame)
+
+    def _pass_over(self, input_frames: int) -> list[SegmentEvent]:
+        before = self._place(self._intake.lost(input_frames))
+        return before + self._front.skip(self._intake.end_sample)
 
     def _drain_front(self) -> list[SegmentEvent]:
         return self._place(self._intake.finish()) + self._front.finish()
@@ -299,7 +317,7 @@ class StreamSession:
         match event:
             case SegmentOpened():
                 self._open = _State(event.segment, event.start_sample, event.start_sample)
-                self._unanswered[event.segment] = self._open
+                self._last_words.expect(event.segment)
                 self._segments += 1
                 self._emit(
                     SpeechStarted(
@@ -338,18 +356,15 @@ class StreamSession:
     def _on_dropped(self) -> None:
         state = self._take_open()
         self._metrics.segments_dropped.inc()
-        self._publish_final(
-            state,
-            Transcript(
-                segment=state.id,
-                revision=state.revision + 1,
-                text="",
-                is_final=True,
-                language=self._settings.language or UNDETERMINED,
-                confidence=0.0,
-            ),
-            None,
+        nothing = Transcript(
+            segment=state.id,
+            revision=state.revision + 1,
+            text="",
+            is_final=True,
+            language=self._settings.language or UNDETERMINED,
+            confidence=0.0,
         )
+        self._settle_segment(state.id, _Answer(state, nothing, None))
 
     def _take_open(self) -> _State:
         state, self._open = self._open, None
@@ -417,10 +432,10 @@ class StreamSession:
             outcome = await self._ask(request, self._settings.final_timeout_s)
         finally:
             self._change_backlog(-segment.duration_s)
-        if isinstance(outcome, _Failure):
-            self._publish_failed(state, outcome)
+        if isinstance(outcome, Transcript):
+            self._settle_segment(state.id, _Answer(state, outcome, arrived_ns))
         else:
-            self._publish_final(state, outcome, arrived_ns)
+            self._settle_segment(state.id, outcome)
 
     async def _ask(self, request: Request, timeout_s: float) -> Transcript | _Failure:
         """Ask the engine; a busy one is asked again as long as there is time (finals)."""
@@ -452,13 +467,20 @@ class StreamSession:
             )
             return _Failure(StreamBroken.code, "internal error")
 
-    def _publish_final(self, state: _State, transcript: Transcript, arrived_ns: int | None) -> None:
-        """Publish the last word, unless there was one. `arrived_ns` None: nobody waited."""
-        if self._unanswered.pop(state.id, None) is None:
-            return
+    def _settle_segment(self, segment: int, outcome: _Answer | _Failure) -> None:
+        """Decide a segment's last word, unless it has one; it is published when its turn comes."""
+        for number, word in self._last_words.give(segment, (segment, outcome)):
+            if isinstance(word, _Answer):
+                self._emit_last(self._final(word))
+            else:
+                self._emit_last(self._failed(number, word))
+
+    def _final(self, answer: _Answer) -> Final:
+        """Make the message, and count it. Latency is that of this moment."""
+        state, transcript = answer.state, answer.transcript
         latency_ns = 0
-        if arrived_ns is not None:
-            latency_ns = max(0, self._clock.monotonic_ns() - arrived_ns)
+        if answer.arrived_ns is not None:
+            latency_ns = max(0, self._clock.monotonic_ns() - answer.arrived_ns)
             self._metrics.latency_s.observe(latency_ns / 1e9)
         promised = state.last[0][: state.last[1]]
         if not transcript.text.startswith(promised):
@@ -467,41 +489,53 @@ class StreamSession:
         self._metrics.finals.inc()
         if self._settings.include_text:
             logger.debug("final stream=%s segment=%d text=%s", self.name, state.id, transcript.text)
-        self._emit(
-            Final(
-                stream=self.name,
-                segment=state.id,
-                revision=state.revision + 1,
-                text=transcript.text,
-                language=transcript.language,
-                confidence=transcript.confidence,
-                start_ms=samples_to_ms(state.start_sample),
-                end_ms=samples_to_ms(state.end_sample),
-                latency_ms=latency_ns // 1_000_000,
-                words=tuple(
-                    WordInfo(word.text, word.start_ms, word.end_ms, word.confidence)
-                    for word in transcript.words
-                ),
-                n_best=tuple(Alternative(text, score) for text, score in transcript.n_best),
-            )
+        return Final(
+            stream=self.name,
+            segment=state.id,
+            revision=state.revision + 1,
+            text=transcript.text,
+            language=transcript.language,
+            confidence=transcript.confidence,
+            start_ms=samples_to_ms(state.start_sample),
+            end_ms=samples_to_ms(state.end_sample),
+            latency_ms=latency_ns // 1_000_000,
+            words=tuple(
+                WordInfo(word.text, word.start_ms, word.end_ms, word.confidence)
+                for word in transcript.words
+            ),
+            n_best=tuple(Alternative(text, score) for text, score in transcript.n_best),
         )
 
-    def _publish_failed(self, state: _State, failure: _Failure) -> None:
-        """Publish that there will be no text, unless there was a last word."""
-        if self._unanswered.pop(state.id, None) is None:
-            return
+    def _failed(self, segment: int, failure: _Failure) -> Failed:
+        """Make the message, and count it."""
         self._failures += 1
         self._metrics.failed.labels(code=failure.code).inc()
         logger.error(
-            "segment failed stream=%s segment=%d code=%s", self.name, state.id, failure.code
+            "segment failed stream=%s segment=%d code=%s", self.name, segment, failure.code
         )
-        self._emit(
-            Failed(stream=self.name, segment=state.id, code=failure.code, message=failure.message)
+        return Failed(stream=self.name, segment=segment, code=failure.code, message=failure.message)
+
+    def _emit_last(self, message: Final | Failed) -> None:
+        """Give each receiver the last word; one that cannot take a `final` gets `failed` for it."""
+        instead = Failed(
+            stream=self.name,
+            segment=message.segment,
+            code=StreamBroken.code,
+            message="internal error",
         )
+        for receiver in (self._publish, self.deliver):
+            for attempt in (message, instead):
+                try:
+                    receiver(attempt)
+                    break
+                except Exception:  # the top of a stream session: later segments have words too
+                    logger.exception(
+                        "last word broke stream=%s segment=%d", self.name, message.segment
+                    )
 
     def _fail_open(self, failure: _Failure) -> None:
         if self._open is not None:
-            self._publish_failed(self._take_open(), failure)
+            self._settle_segment(self._take_open().id, failure)
 
     # ---- the end ---------------------------------------------------------------------------
 
@@ -533,6 +567,8 @@ class StreamSession:
             task.cancel()
         if self._partials:
             await asyncio.wait(self._partials)
+        for segment in self._last_words.owed:  # a fault of ours kept it from being asked
+            self._settle_segment(segment, _Failure(StreamBroken.code, "internal error"))
         lost_ms = samples_to_ms(self._intake.lost_samples)
         audio_ms = samples_to_ms(self._intake.end_sample)
         self._emit(
@@ -574,20 +610,3 @@ class StreamSession:
             self._room.clear()
         else:
             self._room.set()
-
-
-class _Arrivals:
-    """When each of the newest samples arrived."""
-
-    def __init__(self) -> None:
-        self._marks: deque[tuple[int, int]] = deque(maxlen=2_000)
-        """(end sample, monotonic ns), rising."""
-
-    def note(self, end_sample: int, now_ns: int) -> None:
-        self._marks.append((end_sample, now_ns))
-        while self._marks[0][0] < end_sample - _ARRIVALS_KEPT_S * RATE_HZ:
-            self._marks.popleft()
-
-    def of(self, end_sample: int) -> int | None:
-        """Return when the sample before `end_sample` arrived; None for one not yet here."""
-        return next((ns for end, ns in self._marks if end >= end_sample), None)

@@ -13,6 +13,10 @@ from voiced.daemon.sdnotify import Notifier
 
 logger = logging.getLogger(__name__)
 
+GRACE_S = 2.5
+"""What a part gets beyond the deadline, so that its own, better informed handling comes first: a
+client that does not read may take one second for its last messages and one for the close."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -94,9 +98,7 @@ class Supervisor:
         is_clean = True
         for part in reversed(begun):
             left_s = max(0.0, deadline_s - time.monotonic())
-            # A part gets the deadline and a moment more, so that its own, better informed handling
-            # of the deadline comes first.
-            limit_s = left_s + 1.0
+            limit_s = left_s + GRACE_S
             stopping = asyncio.ensure_future(part.stop(left_s))
             await asyncio.wait((stopping,), timeout=limit_s)
             if not stopping.done():

@@ -15,8 +15,10 @@ VERSION = 1
 
 EncodingName = Literal["pcm_s16le", "pcm_s32le", "pcm_f32le", "mulaw", "alaw"]
 VadName = Literal["cascade", "silero", "webrtc"]
-StreamName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
-Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}$")]
+# `\Z`, not `$`, which a line feed may follow: names stand in topics and log lines. Not `-` alone,
+# which stands for no stream.
+StreamName = Annotated[str, msgspec.Meta(pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])\Z")]
+Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}\Z")]
 
 
 class AudioParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -197,7 +199,7 @@ class Intent(
     name: str
     slots: dict[str, Any]
     text: str
-    confidence: float
+    confidence: Annotated[float, msgspec.Meta(ge=0, le=1)]
     plugin: str | None = None
 
 
@@ -220,6 +222,8 @@ ServerMessage = (
     | Heartbeat
 )
 
+_SHOWN_CHARS = 200
+
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
@@ -229,6 +233,12 @@ class WireError(ValueError):
     """Bytes that are not a message of this protocol; the text says what was expected."""
 
     code = "bad_message"
+
+
+def _shown(error: Exception) -> str:
+    """Text of a decoding error for logs and answers: it may quote what the peer sent."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def encode(message: ServerMessage | ClientMessage) -> bytes:
@@ -245,7 +255,7 @@ def decode_client(data: bytes | str) -> ClientMessage:
     try:
         return _client_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(str(error)) from error
+        raise WireError(_shown(error)) from error
 
 
 def decode_server(data: bytes | str) -> ServerMessage:
@@ -257,7 +267,7 @@ def decode_server(data: bytes | str) -> ServerMessage:
     try:
         return _server_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(str(error)) from error
+        raise WireError(_shown(error)) from error
 
 
 def topic(message: ServerMessage) -> bytes:

@@ -8,6 +8,7 @@ EngineError             base; `code` is stable and goes on the wire
 ├── BackendUnavailable  backend_unavailable: the runtime's library is missing
 ├── BackendFailed       backend_failed: the runtime raised while running
 │   └── StateLost       state_lost: and what it had computed is gone; begin again
+├── UnknownLanguage     unknown_language: the model does not know a pinned or configured language
 ├── EngineBusy          busy: the queue is full; try again later
 ├── DeadlineExceeded    deadline: the answer would come too late
 ├── Superseded          superseded: a newer revision of the same segment took its place
@@ -89,7 +90,7 @@ class StateLost(BackendFailed):
 
 
 class UnknownLanguage(EngineError):
-    """The stream pins a language that the model does not know."""
+    """A stream pins, or the settings name, a language that the model does not know."""
 
     code = "unknown_language"
 

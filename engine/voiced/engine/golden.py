@@ -82,4 +82,4 @@ def check(bundle: Bundle, backend: Backend | None = None) -> str:
             next_step=f"the runtime computes wrongly here: rebuild with "
             f"`voiced model build {bundle.manifest.name} --force`",
         )
-    return f"golden pair ok, largest error {worst:.2%}, first token equal"
+    return f"golden pair ok, largest error {worst:.2%}, first token as expected"

@@ -27,7 +27,7 @@ from voiced.engine.errors import (
     Superseded,
 )
 from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
-from voiced.engine.process import WorkerProcess, runtime_dir
+from voiced.engine.process import WorkerProcess
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, retry_after_ms, too_late
 from voiced.engine.types import EngineConfig, EngineInfo, EngineLoad, Request, Transcript
@@ -216,10 +216,9 @@ class EngineHost:
         self._cleanup = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._generation = itertools.count(1)
         self._restarts = 0
         self._deaths_in_a_row = 0
-        self._is_stopping = False
+        self._is_stopping = self._is_broken = False
         self.ready = False
         self.reason = "not started"
         self.info: EngineInfo | None = None
@@ -237,7 +236,6 @@ class EngineHost:
         try:
             self._context = zmq.asyncio.Context()
             self._cleanup.callback(self._context.term)
-            self._runtime_dir = self._cleanup.enter_context(runtime_dir())
             info = await self._launch(progress or (lambda _text: None))
         except BaseException as error:
             self.reason = str(error) or "start was cancelled"
@@ -247,11 +245,22 @@ class EngineHost:
             asyncio.create_task(self._supervise(), name="engine-supervisor"),
             asyncio.create_task(self._watch_deadlines(), name="engine-deadlines"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_done)
         return info
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        """A fault of ours: nobody keeps a worker any more, so no request may wait for one."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("engine is lost task=%s", task.get_name(), exc_info=error)
+        self._is_broken = True
+        self.ready, self.reason = False, f"engine supervision broke: {type(error).__name__}"
+        self._open.fail_all(self.reason)
 
     async def recognize(self, request: Request) -> Transcript:
         """Have the worker answer one request; see `Engine.recognize`."""
-        if not self._tasks or self._is_stopping:
+        if not self._tasks or self._is_broken or self._is_stopping:
             raise EngineDead(f"engine takes no requests: {self.reason}")
         samples = len(request.segment.pcm)
         if samples > ipc.MAX_SEGMENT_SAMPLES:
@@ -357,8 +366,7 @@ class EngineHost:
         Raises:
             EngineError: It cannot start, in its own words where it had any.
         """
-        path = self._runtime_dir / f"engine-{next(self._generation)}.sock"
-        self._worker = worker = await WorkerProcess.start(self._context, self._config, path)
+        self._worker = worker = await WorkerProcess.start(self._context, self._config)
         try:
             self.info = await self._until_ready(worker, progress)
         except BaseException:
@@ -380,6 +388,8 @@ class EngineHost:
                         case ipc.Hello() if message.protocol != ipc.PROTOCOL:
                             found = f"engine worker speaks protocol {message.protocol}"
                             raise EngineDead(f"{found}, expected {ipc.PROTOCOL}; reinstall voiced")
+                        case ipc.Hello():
+                            worker.forget_address()
                         case ipc.Progress():
                             limit.reschedule(loop.time() + _LOADING_S)
                             progress(message.text)

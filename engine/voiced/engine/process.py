@@ -30,11 +30,13 @@ _MAX_SOCKET_PATH = 107
 def runtime_dir() -> Iterator[Path]:
     """Make a folder that only this user may enter (0700), for sockets; removed at the end."""
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    room = len("/voiced-12345678/engine-1000000.sock")
+    room = len("/voiced-12345678/engine.sock")
     parents = [
         parent
         for parent in candidates
-        if parent and len(parent) + room < _MAX_SOCKET_PATH and os.access(parent, os.W_OK)
+        if parent
+        and len(os.fsencode(parent)) + room < _MAX_SOCKET_PATH
+        and os.access(parent, os.W_OK)
     ]
     with tempfile.TemporaryDirectory(prefix="voiced-", dir=next(iter(parents), None)) as path:
         yield Path(path)
@@ -47,49 +49,62 @@ class WorkerProcess:
         self,
         process: asyncio.subprocess.Process,
         socket: zmq.asyncio.Socket,
-        socket_path: Path,
+        address: contextlib.ExitStack,
         lifeline_fd: int,
     ) -> None:
         self._process = process
         self._socket = socket
-        self._socket_path = socket_path
+        self._address = address
         self._lifeline_fd = lifeline_fd
         self._exited = asyncio.ensure_future(process.wait())
         self._receiving: asyncio.Future[bytes] | None = None
 
     @classmethod
-    async def start(
-        cls, context: zmq.asyncio.Context, config: EngineConfig, socket_path: Path
-    ) -> WorkerProcess:
-        """Start a worker that answers on `socket_path`; it says Hello, then Ready or Failure."""
-        endpoint = f"ipc://{socket_path}"
-        socket = context.socket(zmq.DEALER)
-        socket.set(zmq.LINGER, 0)
-        socket.set(zmq.MAXMSGSIZE, ipc.MAX_MESSAGE_BYTES)
-        socket.set(zmq.SNDHWM, 0)  # bounded by what the host accepts
-        socket.set(zmq.RCVHWM, 0)
-        read_fd, lifeline_fd = os.pipe()
-        try:
-            socket.bind(endpoint)
-            launch = ipc.Launch(config, endpoint, logging.getLogger().getEffectiveLevel())
-            os.write(lifeline_fd, ipc.encode_launch(launch))
-            process = await asyncio.create_subprocess_exec(
-                # -P: a folder of the user's that is called like a library must not be imported
-                *(sys.executable, "-P", "-m", "voiced.engine.worker"),
-                stdin=read_fd,
-            )
-        except BaseException:
-            os.close(lifeline_fd)
-            socket.close()
-            raise
-        finally:
-            os.close(read_fd)
-        return cls(process, socket, socket_path, lifeline_fd)
+    async def start(cls, context: zmq.asyncio.Context, config: EngineConfig) -> WorkerProcess:
+        """Start a worker; it says Hello, then Ready or Failure.
+
+        Raises:
+            OSError: No folder can be made for the socket, or no process started.
+        """
+        with contextlib.ExitStack() as undo:
+            address = undo.enter_context(contextlib.ExitStack())
+            endpoint = f"ipc://{address.enter_context(runtime_dir())}/engine.sock"
+            try:
+                socket = context.socket(zmq.DEALER)
+                undo.callback(socket.close)
+                socket.set(zmq.LINGER, 0)
+                socket.set(zmq.MAXMSGSIZE, ipc.MAX_MESSAGE_BYTES)
+                socket.set(zmq.SNDHWM, 0)  # bounded by what the host accepts
+                socket.set(zmq.RCVHWM, 0)
+                socket.bind(endpoint)
+            except zmq.ZMQError as error:  # no OSError, though its numbers are those of one
+                raise OSError(error.errno, f"engine socket: {error.strerror}") from error
+            read_fd, lifeline_fd = os.pipe()
+            undo.callback(os.close, lifeline_fd)
+            try:
+                launch = ipc.Launch(config, endpoint, logging.getLogger().getEffectiveLevel())
+                os.write(lifeline_fd, ipc.encode_launch(launch))
+                process = await asyncio.create_subprocess_exec(
+                    # -P: a folder of the user's that is called like a library must not be imported
+                    *(sys.executable, "-P", "-m", "voiced.engine.worker"),
+                    stdin=read_fd,
+                )
+            finally:
+                os.close(read_fd)
+            undo.pop_all()
+        return cls(process, socket, address, lifeline_fd)
 
     @property
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    def forget_address(self) -> None:
+        """Remove the socket's file and folder: the connection stands and needs neither.
+
+        What is not there cannot be left behind by a daemon that is killed.
+        """
+        self._address.close()
 
     def send(self, message: ipc.FromHost) -> None:
         """Send without waiting: the queue to the worker is bounded by what the host accepts."""
@@ -134,6 +149,6 @@ class WorkerProcess:
             if self._receiving is not None:
                 self._receiving.cancel()
             self._socket.close()
-            self._socket_path.unlink(missing_ok=True)
+            self._address.close()
             os.close(self._lifeline_fd)
             await asyncio.shield(self._exited)

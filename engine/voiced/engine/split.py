@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-WINDOW = 800
-"""Samples over which loudness is averaged: 50 ms, shorter than the pause between two words."""
+from voiced.audio.quiet import quietest_point
 
 Pcm = npt.NDArray[np.int16]
 
@@ -19,10 +18,8 @@ def split_quietly(pcm: Pcm, longest: int) -> list[Pcm]:
     pieces: list[Pcm] = []
     while len(pcm) > longest:
         earliest = longest * 2 // 3
-        energy = np.square(pcm[earliest:longest].astype(np.float64))
-        total = np.concatenate(([0.0], np.cumsum(energy)))
-        loudness = total[WINDOW:] - total[:-WINDOW]
-        cut = earliest + int(loudness.argmin()) + WINDOW // 2
+        place = quietest_point(pcm[earliest:longest])
+        cut = longest if place is None else earliest + place
         pieces.append(pcm[:cut])
         pcm = pcm[cut:]
     return [*pieces, pcm]

@@ -53,7 +53,7 @@ def resolve(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or os.sep in text or text in (".", ".."):
         path = Path(text).expanduser().absolute()
-        if not (path / MANIFEST_NAME).is_file():
+        if not _has_manifest(path):
             raise BundleError(
                 path, found="no manifest there", expected=f"a bundle folder with {MANIFEST_NAME}"
             )
@@ -63,15 +63,35 @@ def resolve(name_or_path: str | Path) -> Path:
             Path(text), found=f"bundle name {text!r}", expected="letters, digits, '.', '_' and '-'"
         )
     for folder in search_path():
-        if (folder / text / MANIFEST_NAME).is_file():
+        if _has_manifest(folder / text):
             return folder / text
-    have = ", ".join(path.name for path in list_bundles())
+    bundles = list_bundles()
+    have = ", ".join(path.name for path in bundles if _has_manifest(path))
+    found = f"only {have}" if have else "no bundle at all"
+    folders = [path for path in bundles if path.name == text]
     raise BundleError(
-        search_path()[-1] / text,
-        found=f"only {have}" if have else "no bundle at all",
+        folders[0] if folders else search_path()[-1] / text,
+        found=f"a folder without {MANIFEST_NAME}" if folders else found,
         expected=f"a bundle named {text!r}",
-        next_step=f"get it with `voiced model pull {text}`",
+        next_step=f"get it with `voiced model pull {text}`; `voiced model list` shows all",
     )
+
+
+def _has_manifest(folder: Path) -> bool:
+    """Whether this is a bundle's folder.
+
+    Raises:
+        BundleError: Only another user may know.
+    """
+    try:
+        return (folder / MANIFEST_NAME).is_file()
+    except PermissionError:
+        raise BundleError(
+            folder,
+            found="a folder that this user may not enter",
+            expected="a readable one",
+            next_step="change its permissions, or choose another with VOICED_MODEL_DIR",
+        ) from None
 
 
 def list_bundles() -> list[Path]:

@@ -123,6 +123,8 @@ class EngineConfig:
     """Candidates when a segment pins no language."""
     beam: int = 5
     """Hypotheses kept for finals; partials are greedy."""
+    n_best: int = 0
+    """Alternatives returned with a final; at most `beam` are found."""
     max_batch: int = 4
     """Most segments of one gear run together."""
     max_queued_finals: int = 64

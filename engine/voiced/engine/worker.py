@@ -5,8 +5,8 @@ ZeroMQ socket and sends heartbeats, so a native call that hangs is seen by the h
 in `FinalsFirst` (requests) and an inproc pair (answers, already encoded).
 
 The process ends after Stop or SIGTERM (it answers what it has accepted first), and at once when
-its parent dies: standard input is the lifeline, its end is the parent's end. SIGINT is the
-terminal's way to end the daemon, which then stops its worker in order.
+its parent dies: standard input is the lifeline, its end is the parent's end. SIGINT and SIGHUP are
+the terminal's ways to end the daemon, which then stops its worker in order.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 def main(config: EngineConfig, endpoint: str) -> int:
     """Load, warm and serve on the calling thread until told to stop; return the exit status."""
     _prctl(_PR_SET_NAME, b"voiced-engine")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     clock = SystemClock()
     queue = FinalsFirst(Scheduler(max_queued_finals=config.max_queued_finals), clock)
     with zmq.Context() as context, context.socket(zmq.PAIR) as answers:
@@ -112,7 +113,8 @@ def _serve_socket(
             poller.register(source, zmq.POLLIN)
         next_beat_ns = 0
         while True:
-            wait_ms = max(0, next_beat_ns - clock.monotonic_ns()) // 1_000_000
+            # Rounded up, or the last millisecond before each heartbeat would be spent polling.
+            wait_ms = max(0, -(-(next_beat_ns - clock.monotonic_ns()) // 1_000_000))
             ready = dict(poller.poll(wait_ms))
             if _LIFELINE_FD in ready and not os.read(_LIFELINE_FD, 4_096):
                 os._exit(1)  # the parent is gone, and the main thread may be in a hung call

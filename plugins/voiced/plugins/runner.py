@@ -1,7 +1,7 @@
 """Runs one plugin in this process: finds it, feeds it, survives it, ends it.
 
-Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed or hung (a supervisor starts it again),
-2 the plugin or its options do not exist as named (starting again will not help).
+Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed or hung (a supervisor starts it again). For a
+plugin that cannot be used at all an error is raised: starting again will not help.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from voiced.plugins.errors import PluginConfigError, PluginError, PluginNotFound
+from voiced.plugins.errors import PluginError, PluginNotFound
 from voiced.plugins.sdk import DEFAULT_INGEST, IntentPublisher, Plugin, PluginContext
 from voiced.plugins.subscriber import (
     DEFAULT_BUS,
@@ -37,7 +37,7 @@ from voiced.plugins.subscriber import (
 logger = logging.getLogger(__name__)
 
 GROUP = "voiced.plugins"
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED = 0, 1
 _STDERR_FD = 2
 
 
@@ -199,21 +199,21 @@ def run_plugin(
 
     The bus is joined before `setup` runs, so that what is said during a long setup waits in the
     queue. Signals are handled when called in the main thread; a second one ends at once.
+
+    Raises:
+        PluginError: The plugin, its options or a file that they name cannot be used.
+        ValueError: An endpoint cannot be used.
     """
     limits = limits or Limits()
-    try:
-        plugin_class = load_plugin(name)
-        with (
-            IntentPublisher(ingest_endpoint) as publisher,
-            BusSubscriber(bus_endpoint, plugin_class.topics) as subscriber,
-            _signals_interrupt(subscriber),
-            Watchdog() as watchdog,
-        ):
-            context = PluginContext(plugin_class.name, options or {}, publisher)
-            return _set_up_and_serve(name, plugin_class, context, subscriber, watchdog, limits)
-    except (PluginError, ValueError) as error:
-        logger.critical("plugin cannot run plugin=%s: %s", name, error)
-        return EXIT_USAGE
+    plugin_class = load_plugin(name)
+    with (
+        IntentPublisher(ingest_endpoint) as publisher,
+        BusSubscriber(bus_endpoint, plugin_class.topics) as subscriber,
+        _signals_interrupt(subscriber),
+        Watchdog() as watchdog,
+    ):
+        context = PluginContext(plugin_class.name, options or {}, publisher)
+        return _set_up_and_serve(name, plugin_class, context, subscriber, watchdog, limits)
 
 
 def _set_up_and_serve(
@@ -231,7 +231,7 @@ def _set_up_and_serve(
             plugin.setup(context)
         logger.info("plugin started plugin=%s pid=%d", name, os.getpid())
         return serve(name, plugin, subscriber, watchdog, limits)
-    except PluginConfigError:
+    except PluginError:  # options, or files that they name: a new start would not mend them
         raise
     except Exception:
         logger.critical("plugin setup failed plugin=%s", name, exc_info=True)

@@ -209,7 +209,8 @@ class BusSubscriber:
             yield item
 
     def interrupt(self) -> None:
-        """End `receive` and iteration for good. Any thread, any signal handler."""
+        """End `receive` and iteration for good, whatever waits. Any thread, any signal handler."""
+        self._interrupted = True  # a reader that is behind finds work each time and never polls
         try:
             self._wake_write.send(b"\0")
         except OSError:

@@ -79,9 +79,9 @@ def log_mel(pcm: npt.NDArray[Any], frames: int, *, mels: int = 80) -> Float:
     if pcm.dtype == np.int16:
         audio /= 32768
     out = np.full((1, mels, frames), FLOOR, dtype=np.float32)
-    used = min(frames, frames_touched(len(audio)))
-    if len(audio) == 0:
+    if not audio.any():
         return out
+    used = min(frames, frames_touched(len(audio)))
     half = WINDOW // 2
     padded = np.zeros((used - 1) * HOP + WINDOW, dtype=np.float32)
     body = audio[: len(padded) - half]

@@ -79,7 +79,8 @@ def decode_file(
             be decoded or the end is missing; the text says what. Without it a warning is logged.
 
     Yields:
-        float32[n] at 16 kHz in [-1, 1], n at least 1 and as the codec gives it.
+        float32[n] at 16 kHz in [-1, 1], n at least 1 and as the codec gives it; a filled place
+        in blocks of at most a second.
 
     Raises:
         MediaError: The file cannot be opened, or nothing at all could be decoded.
@@ -141,7 +142,7 @@ class _Decoder:
                 if _GAP_S < gap_s < _MAX_GAP_S:
                     yield from self._flush()
                     self._position_s += gap_s
-                    yield np.zeros(round(gap_s * RATE_HZ), np.float32)
+                    yield from _silence(round(gap_s * RATE_HZ))
             self._position_s += frame.samples / frame.sample_rate
             if self._converter is None or not self._converter.takes(frame):
                 # Chained streams (web radio) may change rate and channels at a link.
@@ -223,6 +224,12 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, Any]]:
             kinds = ", ".join(sorted({s.type for s in container.streams})) or "no streams"
             raise MediaError(path, f"no audio stream, only {kinds}")
         yield container, container.streams.audio[0]
+
+
+def _silence(samples: int) -> Iterator[Samples]:
+    """Zeros in small blocks: an hour in one would be 230 MB."""
+    for begin in range(0, samples, RATE_HZ):
+        yield np.zeros(min(RATE_HZ, samples - begin), np.float32)
 
 
 def _announced_s(container: Any, stream: Any) -> float | None:

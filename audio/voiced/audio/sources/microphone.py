@@ -212,7 +212,10 @@ class Microphone:
             capture.blocks.close()
 
     def events(self) -> Generator[MicrophoneEvent, None, None]:
-        """Yield what happens until `stop`. Never raises for the device's sake; iterate once."""
+        """Yield what happens until `stop`. Never raises for the device's sake.
+
+        Iterated once; again only after a fault of ours ended it: lost time is counted on.
+        """
         retry_s = self._recovery.first_retry_s
         try:
             while not self._stopping.is_set():
@@ -226,6 +229,8 @@ class Microphone:
                 if capture is None:
                     return
                 self._capture = capture
+                if self._stopping.is_set():  # `stop` may have looked for it just before
+                    return
                 self._ledger.opened(capture.audio.rate_hz)
                 yield Opened(capture.device.name, capture.audio)
                 lost, has_recorded = yield from self._read(capture)

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from voiced.bench import accuracy as accuracy_bench
+from voiced.bench import daemon_cost
 from voiced.bench import frontend as frontend_bench
 from voiced.bench import peers as peers_bench
 from voiced.bench import systems as bench_systems
@@ -114,7 +115,7 @@ def accuracy(
 
 
 def peers(
-    clips: Path,
+    clips: Path | None = None,
     *,
     per_length: int = 12,
     repeats: int = 3,
@@ -130,7 +131,7 @@ def peers(
     """Time the recogniser against faster-whisper, clip by clip, in one process; return 0.
 
     Args:
-        clips: Folder of recordings, in a layout of `voiced.bench.corpus`.
+        clips: Folder of recordings, in a layout of `voiced.bench.corpus`; None: the demo's.
         per_length: Clips of each length class.
         repeats: Runs of each system on each clip; their median counts.
         threads: Threads, the same for both.
@@ -145,7 +146,8 @@ def peers(
     Raises:
         CorpusError, PeerUnavailable, EngineError, AudioError, OSError: Nothing can be measured.
     """
-    corpus = load_corpus(clips, sets=sets, language=language)
+    folder = _folder(clips)
+    corpus = load_corpus(folder, sets=sets, language=language)
     chosen = [
         (length, clip)
         for length in peers_bench.LENGTHS
@@ -153,7 +155,7 @@ def peers(
     ]
     if not chosen:
         wanted = ", ".join(f"{each.least_s:g}-{each.most_s:g} s" for each in peers_bench.LENGTHS)
-        raise CorpusError(f"{clips}: no speech clip of {wanted}")
+        raise CorpusError(f"{folder}: no speech clip of {wanted}")
     machine = describe()
     config = engine_config(model, backend, threads=threads, beam=beam)
     peer = FasterWhisper(ct2_folder(_say, source=weights), threads=threads, beam=beam)
@@ -189,28 +191,40 @@ def frontend(
     clips: Path | None = None,
     sets: Sequence[str] = (),
     seconds: float = 60.0,
+    streams: int = 16,
+    play_s: float = 15.0,
     json_path: Path | None = None,
 ) -> int:
     """Print what a stream costs besides the recogniser; return 0.
 
     Args:
-        clips: Folder of recordings to play; None plays generated sound.
+        clips: Folder of recordings to play; None: the demo's.
         sets: Only these sets; empty for all.
-        seconds: Speech to play, from the first clips of each set in turn.
+        seconds: Speech to take, from the first clips of each set in turn.
+        streams: Streams played to a daemon at once; 0 measures no daemon.
+        play_s: How long they are played, for each message length and kind of sound.
         json_path: Where to write all figures.
 
     Raises:
-        CorpusError, AudioError, OSError: Nothing can be measured.
+        CorpusError, FetchError, AudioError, ChildFailed, OSError: Nothing can be measured.
     """
     machine = describe()
-    silero = store.silero_path()
-    if clips is None:
-        figures = frontend_bench.run(silero)
-    else:
-        speech = bench_systems.read_speech(load_corpus(clips, sets=sets), seconds)
-        figures = frontend_bench.run(silero, speech=speech, source=f"clips of {clips.name}")
-    settings = {"speech": figures.source}
-    publish(Report("frontend", settings, (figures.table(),), figures, machine), json_path=json_path)
+    folder = _folder(clips)
+    speech = bench_systems.read_speech(load_corpus(folder, sets=sets), seconds)
+    source = f"clips of {folder.name}"
+    _say("measuring the audio chain")
+    chain = frontend_bench.run(store.silero_path(), speech=speech, source=source)
+    tables = [chain.table()]
+    daemon: daemon_cost.DaemonFigures | None = None
+    if streams:
+        with progress(2 * len(daemon_cost.MESSAGE_MS), "daemon") as advance:
+            daemon = daemon_cost.run(
+                speech=speech, source=source, seconds=play_s, streams=streams, advance=advance
+            )
+        tables.append(daemon.table())
+    settings = {"speech": source, "streams": streams, "play_s": play_s}
+    result = {"chain": chain, "daemon": daemon}
+    publish(Report("frontend", settings, tables, result, machine), json_path=json_path)
     return 0
 
 
@@ -289,6 +303,15 @@ def backend(
 
 def _first(clips: Sequence[Clip], name: str, limit: int) -> list[Clip]:
     return [clip for clip in clips if clip.set == name][:limit]
+
+
+def _folder(clips: Path | None) -> Path:
+    """Return the folder asked for; without one that of the demo, fetched once."""
+    if clips is not None:
+        return clips
+    from voiced.daemon.commands.demo import fetch_clips
+
+    return fetch_clips(_say)
 
 
 def _check_peers(names: Sequence[str]) -> None:

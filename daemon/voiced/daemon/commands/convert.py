@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from voiced.daemon.commands.model import FAILED, OK, say_failed, show_progress, stop_on_sigterm
+from voiced.daemon.commands.model import OK, show_progress, stop_on_sigterm
 from voiced.daemon.config import load
 
 
@@ -22,24 +22,19 @@ def model_convert(name: str, *, target: str, gears_s: Sequence[float], threads: 
     from voiced.engine.build.mindspore.convert import choose_gears, convert_bundle
     from voiced.engine.build.mindspore.tools import find_converter
     from voiced.engine.bundle import Bundle
-    from voiced.engine.errors import EngineError
     from voiced.engine.store import resolve
 
+    bundle = Bundle.open(resolve(name))
+    gears = choose_gears(bundle, gears_s)
+    named = load().settings.engine.mindspore_lite.python
+    python = Path(named).expanduser() if named else find_python()
+    converter = find_converter(python)
+    backend = MsliteBackend(python=python, deadline_s=60.0)
     try:
-        bundle = Bundle.open(resolve(name))
-        gears = choose_gears(bundle, gears_s)
-        named = load().settings.engine.mindspore_lite.python
-        python = Path(named).expanduser() if named else find_python()
-        converter = find_converter(python)
-        backend = MsliteBackend(python=python, deadline_s=60.0)
-        try:
-            with stop_on_sigterm(), show_progress() as progress:
-                path = convert_bundle(bundle, gears, converter, backend, progress, threads=threads)
-        finally:
-            backend.close()
-    except (EngineError, OSError) as error:
-        say_failed(error)
-        return FAILED
+        with stop_on_sigterm(), show_progress() as progress:
+            path = convert_bundle(bundle, gears, converter, backend, progress, threads=threads)
+    finally:
+        backend.close()
     print(path)
     return OK
 
@@ -74,7 +69,6 @@ def model_convert_ascend(
     )
     from voiced.engine.build.mindspore.convert import choose_gears
     from voiced.engine.bundle import Bundle
-    from voiced.engine.errors import EngineError
     from voiced.engine.store import resolve
 
     (chosen,) = (each for each in VARIANTS if each.name == variant)
@@ -82,23 +76,19 @@ def model_convert_ascend(
     def options(graph: AscendGraph) -> AscendOptions:
         return variant_options(graph, Chip(chip), chosen)
 
-    try:
-        bundle = Bundle.open(resolve(name))
-        gears = choose_gears(bundle, gears_s)
-        with stop_on_sigterm(), show_progress() as progress:
-            if config_dir is not None:
-                work = ascend.plan_work(bundle, gears, options, progress)
-                config_dir.mkdir(parents=True, exist_ok=True)
-                commands = ascend.write_configs(work, config_dir)
-            else:
-                backend = AscendBackend(device)
-                path = ascend.convert_ascend(
-                    bundle, gears, options, ascend.run_tool, backend, progress,
-                    library=f"converter_lite, checked with mindspore_lite {backend.version}",
-                )  # fmt: skip
-                commands = [str(path)]
-    except (EngineError, OSError) as error:
-        say_failed(error)
-        return FAILED
+    bundle = Bundle.open(resolve(name))
+    gears = choose_gears(bundle, gears_s)
+    with stop_on_sigterm(), show_progress() as progress:
+        if config_dir is not None:
+            work = ascend.plan_work(bundle, gears, options, progress)
+            config_dir.mkdir(parents=True, exist_ok=True)
+            commands = ascend.write_configs(work, config_dir)
+        else:
+            backend = AscendBackend(device)
+            path = ascend.convert_ascend(
+                bundle, gears, options, ascend.run_tool, backend, progress,
+                library=f"converter_lite, checked with mindspore_lite {backend.version}",
+            )  # fmt: skip
+            commands = [str(path)]
     print(*commands, sep="\n")
     return OK

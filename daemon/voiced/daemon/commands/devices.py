@@ -6,24 +6,24 @@ import json
 import sys
 from dataclasses import asdict
 
-from voiced.audio.errors import DeviceNotFound, MicrophoneError
+from voiced.audio.errors import DeviceNotFound
 
 
 def devices(as_json: bool) -> int:
-    """Print the input devices; 0, or 1 with the reason on stderr when there are none.
+    """Print the input devices and return 0.
 
     A terminal gets a table, a pipe one line per device: number, name, sound system, channels,
     rate in Hz, and `default` or nothing, separated by tabs.
+
+    Raises:
+        PortAudioMissing: The library is not installed.
+        DeviceNotFound: There is none.
     """
     from voiced.audio.sources.microphone import list_devices
 
-    try:
-        found = list_devices()
-        if not found:
-            raise DeviceNotFound(None, ())
-    except MicrophoneError as error:
-        print(f"voiced devices: {error}", file=sys.stderr)
-        return 1
+    found = list_devices()
+    if not found:
+        raise DeviceNotFound(None, ())
     if as_json:
         print(json.dumps([asdict(device) for device in found], ensure_ascii=False, indent=2))
         return 0

@@ -44,12 +44,13 @@ def listen(
     out, err = out or sys.stdout, err or sys.stderr
     known = [str(each.__struct_config__.tag) for each in wire.ServerMessage.__args__]
     if unknown := [each for each in types if each not in known]:
-        print(f"no such message type: {', '.join(unknown)}; known: {', '.join(known)}", file=err)
+        text = f"no such message type: {', '.join(unknown)}; known: {', '.join(known)}"
+        print(f"voiced: {text}", file=err)
         return EXIT_USAGE
     try:
         subscriber = BusSubscriber(endpoint, [f"{each}/" for each in types])
     except ValueError as error:
-        print(error, file=err)
+        print(f"voiced: {error}", file=err)
         return EXIT_USAGE
     with subscriber:
         left = count

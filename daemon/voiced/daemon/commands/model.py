@@ -1,7 +1,8 @@
 """`voiced model`: which models are here, get one, build one, check one.
 
-Every function returns the exit code: 0 done, 1 failed, 2 wrong use. Results go to stdout, progress
-and errors to stderr.
+Every function returns the exit status: 0 done, 2 wrong use. Results go to stdout, progress to
+stderr; what fails is raised (`EngineError`, `OSError`) and becomes a message and a status in
+`cli.py`, as with every command.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "whisper-base"
 
-OK, FAILED, USAGE = 0, 1, 2
+OK, USAGE = 0, 2
 
 _PLAIN_EVERY_S = 5.0
 
@@ -67,7 +68,6 @@ def model_build(
     """
     from voiced.engine.build import build_model
     from voiced.engine.build.sources import MODELS
-    from voiced.engine.errors import EngineError
 
     present = None if force else _valid_bundle(name)
     if present is not None:
@@ -76,13 +76,10 @@ def model_build(
         return OK
     if name not in MODELS:
         return _usage(f"no model is known as {name!r}, expected one of: {', '.join(MODELS)}")
-    try:
-        with stop_on_sigterm(), show_progress() as progress:
-            path = build_model(
-                name, source_dir=from_dir, target=None, progress=progress, keep_valid=not force
-            )
-    except (EngineError, OSError) as error:
-        return _failed(error)
+    with stop_on_sigterm(), show_progress() as progress:
+        path = build_model(
+            name, source_dir=from_dir, target=None, progress=progress, keep_valid=not force
+        )
     print(path)
     return OK
 
@@ -90,34 +87,28 @@ def model_build(
 def model_verify(name: str = DEFAULT_MODEL) -> int:
     """Check every byte of a bundle and, where its runtime is installed, its golden pair."""
     from voiced.engine.bundle import Bundle
-    from voiced.engine.errors import BackendUnavailable, EngineError
+    from voiced.engine.errors import BackendUnavailable
     from voiced.engine.store import resolve
 
-    try:
-        bundle = Bundle.open(resolve(name))
-        files = bundle.manifest.files
-        size = sum(entry.bytes for entry in files.values())
-        print(f"{bundle.id}: {len(files)} file(s), {_megabytes(size)}, all as built")
-        if bundle.manifest.golden is not None:
-            from voiced.engine import golden
+    bundle = Bundle.open(resolve(name))
+    files = bundle.manifest.files
+    size = sum(entry.bytes for entry in files.values())
+    print(f"{bundle.id}: {len(files)} file(s), {_megabytes(size)}, all as built")
+    if bundle.manifest.golden is not None:
+        from voiced.engine import golden
 
+        try:
             print(f"{bundle.id}: {golden.check(bundle)}")
-    except BackendUnavailable as error:
-        _say(f"golden pair not checked: {error}")
-    except (EngineError, OSError) as error:
-        return _failed(error)
+        except BackendUnavailable as error:
+            _say(f"golden pair not checked: {error}")
     return OK
 
 
 def model_path(name: str = DEFAULT_MODEL) -> int:
     """Print the folder of a bundle."""
-    from voiced.engine.errors import BundleError
     from voiced.engine.store import resolve
 
-    try:
-        print(resolve(name))
-    except BundleError as error:
-        return _failed(error)
+    print(resolve(name))
     return OK
 
 
@@ -205,16 +196,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def say_failed(error: Exception) -> None:
-    """Print an error as every command of this group does."""
-    _say(f"error: {error}")
-
-
-def _failed(error: Exception) -> int:
-    say_failed(error)
-    return FAILED
-
-
 def _usage(text: str) -> int:
-    _say(f"error: {text}")
+    _say(f"voiced: {text}")
     return USAGE

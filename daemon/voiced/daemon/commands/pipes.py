@@ -1,4 +1,4 @@
-"""Standard output whose reader went away (`voiced transcribe … | head`)."""
+"""Standard streams that are not there: a reader went away (`… | head`), or they were closed."""
 
 from __future__ import annotations
 
@@ -26,9 +26,30 @@ def ends_with_its_reader() -> Iterator[None]:
         ReaderGone: Writing to standard output failed because its reader closed it.
     """
     try:
-        yield
+        try:
+            yield
+        except (SystemExit, RuntimeError):  # typer's Exit, which carries the status, is the latter
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes standard output once more when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise ReaderGone from None
+
+
+def replace_closed_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`voiced run 2>&-`).
+
+    Else the next file or socket would get their number, and what a library complains about on
+    standard error would be written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

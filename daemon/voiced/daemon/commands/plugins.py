@@ -51,14 +51,14 @@ def plugins_run(
     Returns:
         0 stopped by a signal, 1 failed or hung, 2 unusable name, options or file.
     """
+    from voiced.plugins.errors import PluginError
     from voiced.plugins.runner import run_plugin
 
     try:
-        options = read_options(name, config, settings)
-    except ValueError as error:
-        print(error, file=sys.stderr)
+        return run_plugin(name, bus, ingest, read_options(name, config, settings))
+    except (PluginError, ValueError) as error:
+        print(f"voiced: {error}", file=sys.stderr)
         return EXIT_USAGE
-    return run_plugin(name, bus, ingest, options)
 
 
 def read_options(name: str, config: Path | None, settings: Sequence[str]) -> dict[str, Any]:

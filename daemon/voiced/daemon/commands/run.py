@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from voiced.daemon import logs
@@ -23,11 +26,18 @@ def run(
 ) -> int:
     """Run until SIGTERM or SIGINT; return the exit status.
 
+    SIGHUP ends a daemon whose log goes to a terminal, because that is gone, and is ignored by
+    any other.
+
     Raises:
         ConfigError: With every problem.
         BundleError, VadUnavailable: A model is not here; see `pull`.
         PortInUse, EndpointInUse: Something else, probably another daemon, is there.
+        AddressRefused: The system cannot listen there.
     """
+    # Importing takes a moment, too; the daemon itself takes the signals over.
+    signal.signal(signal.SIGTERM, _end_at_once)
+    signal.signal(signal.SIGHUP, _end_at_once if sys.stderr.isatty() else signal.SIG_IGN)
     loaded = load(file=config_file, flags=flags)
     settings = loaded.settings
     logs.configure(settings.logging.level)
@@ -46,3 +56,8 @@ def run(
         return await Daemon(settings, address_file=address_file).run()
 
     return asyncio.run(serve())
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """End a daemon that has not accepted anything yet."""
+    raise SystemExit(0)

@@ -32,7 +32,7 @@ from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.commands.pipes import ends_with_its_reader
 from voiced.daemon.commands.subtitles import Cue, to_srt, to_vtt
-from voiced.daemon.errors import DaemonError
+from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine import store
 from voiced.engine.errors import EngineError
 from voiced.engine.types import Request, Transcript
@@ -67,6 +67,22 @@ class OutputRefused(DaemonError):
     """What was asked for cannot be written to `--out`."""
 
     code = "output"
+
+
+class FileTooLong(DaemonError):
+    """A file is taken as one segment, and no shape of the model holds it."""
+
+    code = "too_long"
+
+    def __init__(self, file: Path, longest_s: float) -> None:
+        super().__init__(file, longest_s)
+        self.file, self.longest_s = file, longest_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file}: longer than {self.longest_s:g} s, the most that the model takes as one "
+            "segment; leave out --no-vad"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +170,9 @@ async def _run(job: _Job, files: Sequence[Path], sink: Sink) -> int:
             sink.write(file, result)
         except BrokenPipeError:
             raise
-        except (AudioError, EngineError, OSError) as error:
+        except (AudioError, EngineError, FileTooLong, OSError) as error:
             failed += 1
-            text = str(error)
+            text = os_reason(error) if isinstance(error, OSError) else str(error)
             where = "" if str(file) in text else f"{file}: "
             print(f"voiced: {where}{text}", file=sys.stderr, flush=True)
     return failed
@@ -181,9 +197,9 @@ class _Job:
     ) -> None:
         self._engine = engine
         self._settings = FrontSettings(grown_ms=0)  # nobody reads partial results
-        if engine.info is not None:
-            longest_s = min(self._settings.max_segment_s, engine.info.max_segment_s)
-            self._settings = replace(self._settings, max_segment_s=longest_s)
+        self._longest_s = float("inf") if engine.info is None else engine.info.max_segment_s
+        longest_s = min(self._settings.max_segment_s, self._longest_s)
+        self._settings = replace(self._settings, max_segment_s=longest_s)
         self._factory = factory
         self._vad = vad
         self._language = language
@@ -226,6 +242,8 @@ class _Job:
             for block in blocks:
                 parts.append(float_to_int16(block))
                 read += len(block)
+                if read > self._longest_s * RATE_HZ:
+                    raise FileTooLong(file, self._longest_s)
                 yield None, read
             yield Segment(next(self._ids), "file", 0, np.concatenate(parts), self._language), read
             return

@@ -4,7 +4,7 @@ The mathematics is that of `whisper.py`; what differs is what crosses. Keys and 
 attentions are inputs and outputs of equal shape, so that two sets can be used in turn; the step
 writes its own cells and keeps the ancestor mask, so that per step a few numbers cross.
 
-Held to what MindSpore Lite 2.0.0 runs rightly (docs/decisions/0004-resident-caches.md): opset 13,
+Held to what MindSpore Lite 2.0.0 runs rightly (docs/decisions/0007-resident-caches.md): opset 13,
 so that layer norm and GELU are written out; no Where, Scatter, GatherElements, If, Loop or Shape;
 cells are written and rows are picked by one-hot arithmetic; ids are int32; what crosses has at most
 three axes; masks are -1e4.

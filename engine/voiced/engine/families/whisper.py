@@ -164,6 +164,16 @@ def clean_text(text: str, language: str) -> str:
     return str(_to_simplified().convert(text)) if language == "zh" and text else text
 
 
+def join_pieces(pieces: Sequence[tuple[str, str]]) -> str:
+    """Join (text, language) of pieces of one segment: a space unless both sides are Mandarin."""
+    joined, before = "", ""
+    for text, language in pieces:
+        if joined and text and not before == language == "zh":
+            joined += " "
+        joined, before = joined + text, language
+    return joined
+
+
 @dataclass(frozen=True, slots=True)
 class LanguageChoice:
     """The language that an utterance is read in, and how sure the model was (1 when pinned)."""

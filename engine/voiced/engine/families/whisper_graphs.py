@@ -23,8 +23,8 @@ from voiced.engine.graphs import Graphs
 from voiced.engine.resident import ResidentDecoder
 from voiced.engine.types import Gear
 
-CELLS = (64, 128, 192, 256, 384, 512, 768, 1280)
-"""Cache lengths of the host's decoder; the last holds the longest text in five separate rows."""
+CELLS = (64, 128, 192, 256, 384, 512, 768)
+"""Cache lengths of the host's decoder, before the one that holds the longest text."""
 
 MAX_AREA = 3200
 """Most feature frames, batch x gear, that the cross-attention arena is planned for (79 MB)."""
@@ -108,7 +108,7 @@ class HostGraphs:
         self._decoder = StepDecoder(
             graphs.session("step", {}),
             DecoderShape(info.decoder_layers, info.heads, info.d_head, specials),
-            cells=CELLS,
+            cells=cell_lengths(max_beam, info.decoder_positions // 2),
             max_batch=max_batch,
             max_rows=max(4, max_beam),
         )
@@ -281,3 +281,9 @@ class _ResidentLoan:
     def sample(self) -> tuple[Float, Float]:
         k, v = (self._bound.cross[f"cross_{letter}_0"].read() for letter in "kv")
         return k.reshape(-1).astype(np.float32), v.reshape(-1).astype(np.float32)
+
+
+def cell_lengths(beam: int, tokens: int) -> tuple[int, ...]:
+    """Cache lengths for texts of at most `tokens` tokens in `beam` rows that share nothing."""
+    longest = 4 + beam * (tokens + 4)  # the prompt; room for a few steps after a compaction
+    return (*(c for c in CELLS if c < longest), longest)

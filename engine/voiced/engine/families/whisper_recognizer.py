@@ -19,6 +19,7 @@ from voiced.engine.families.whisper import (
     clean_text,
     frames_needed,
     is_no_speech,
+    join_pieces,
 )
 from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
 from voiced.engine.split import split_quietly
@@ -56,6 +57,7 @@ class WhisperRecognizer:
         tail = options.get("tail")
         self._pad_30s = options.get("pad_30s") == "1"
         self._beam = config.beam
+        self._n_best = config.n_best
         self._languages = config.languages
         self._live_s = config.max_segment_s
         self._backend = backend
@@ -135,13 +137,16 @@ class WhisperRecognizer:
         gears = self.model.gears
         if self._pad_30s:
             return gears.max_frames
-        return gears.pick(1, frames_needed(samples)).frames
+        return gears.pick(1, min(frames_needed(samples), gears.max_frames)).frames
 
     def recognize(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
         """Answer each request, in order; those of one batch must have equal keys."""
+        frames = max((self._gear_frames(len(r.segment.pcm)) for r in requests), default=0)
+        # long gears take fewer than max_batch: the cross-attention arena is bounded
+        most = max(1, min(self._max_batch, self.model.gears.largest_batch(frames)))
         answers: list[Transcript | EngineError] = []
-        for start in range(0, len(requests), self._max_batch):
-            answers += self._batch(requests[start : start + self._max_batch])
+        for start in range(0, len(requests), most):
+            answers += self._batch(requests[start : start + most])
         return answers
 
     def _batch(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
@@ -151,6 +156,8 @@ class WhisperRecognizer:
             language = request.segment.language
             if language is not None and language not in self.model.languages:
                 answers[i] = UnknownLanguage(f"{self._info.bundle} does not know {language!r}")
+            elif not request.segment.pcm.any():  # Whisper invents credits for digital silence
+                answers[i] = self._transcript(request, [], Timings())
             elif len(request.segment.pcm) > self._max_samples:
                 answers[i] = self._long(request)
             else:
@@ -224,15 +231,16 @@ class WhisperRecognizer:
         self, request: Request, parts: Sequence[Decoded], timings: Timings
     ) -> Transcript:
         kept = [p for p in parts if not is_no_speech(p.hypotheses[0], p.no_speech)]
-        language = parts[0].language.code
-        separator = "" if language in {"zh", "ja"} else " "
-        text = separator.join(self._text(p, 0) for p in kept)
+        texts = [(self._text(p, 0), p.language.code) for p in kept]
+        pinned = request.segment.language or self._languages[0]
+        language = max(texts, key=lambda t: len(t[0]))[1] if texts else pinned
+        text = join_pieces(texts)
         scores = [p.hypotheses[0].score for p in kept]
         alternatives: tuple[tuple[str, float], ...] = ()
         if len(kept) == 1 and len(parts) == 1:
             alternatives = tuple(
                 (self._text(kept[0], i), hypothesis.score)
-                for i, hypothesis in enumerate(kept[0].hypotheses)
+                for i, hypothesis in enumerate(kept[0].hypotheses[: self._n_best])
             )
         return Transcript(
             segment=request.segment.id,

@@ -78,9 +78,9 @@ class LineFile:
 
     def close(self) -> None:
         """Close the file; the next `append` opens it again."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
     def _make_room(self, count: int) -> None:
         if self._fd is None:
@@ -93,8 +93,13 @@ class LineFile:
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
-        self._size = os.fstat(self._fd).st_size
-        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
+        try:
+            self._size = os.fstat(self._fd).st_size
+            is_torn = self._size and os.pread(self._fd, 1, self._size - 1) != b"\n"
+        except OSError:
+            self.close()  # unseen, a torn line would be continued
+            raise
+        if is_torn:
             self._write(b"\n")
 
     def _rotate(self) -> None:
@@ -112,9 +117,13 @@ class LineFile:
             if self._fsync:
                 os.fsync(self._fd)
         except OSError:
-            if written:
-                os.ftruncate(self._fd, self._size)
-            self.close()  # the next line opens again: the folder may have been replaced meanwhile
+            try:
+                if written:
+                    os.ftruncate(self._fd, self._size)
+            finally:
+                # The next line opens again: the folder may have been replaced meanwhile, and what
+                # could not be cut off is ended there.
+                self.close()
             raise
         self._size += written
 
