@@ -29,9 +29,16 @@ from voiced.engine.errors import FetchError
 from voiced.engine.families.whisper import ResidentInfo, ResidentSpan, WhisperModelInfo
 from voiced.engine.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, answer
 
-GEARS_S = (1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 30)
-"""Gear lengths in seconds; 0.5 s apart where utterances are frequent. The last is the model's own
-length and has no room for a tail."""
+GEARS_S = (
+    *(quarter / 4 for quarter in range(6, 24)),
+    *(half / 2 for half in range(12, 20)),
+    *range(10, 17),
+    20,
+    24,
+    30,
+)
+"""Gear lengths in seconds: closest where utterances are frequent. A shape costs the default backend
+nothing, padding does. The last is the model's own length and has no room for a tail."""
 
 TAIL_FRAMES = 400
 """Encoder frames of silence behind a gear: the shortest tail whose error equals 30-s padding in

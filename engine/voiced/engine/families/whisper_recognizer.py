@@ -36,11 +36,15 @@ from voiced.engine.types import (
 Pcm = npt.NDArray[np.int16]
 
 
+_BATCH_FRAMES = 100
+"""Gears within so many feature frames (1 s) are batched."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Key:
     """Requests with equal keys share a batch."""
 
-    frames: int
+    seconds: int
     beam: int
 
 
@@ -127,8 +131,12 @@ class WhisperRecognizer:
                 self.model.decode(loan, [Utterance(0, language)], beam=beam, configured=())
 
     def batch_key(self, request: Request) -> _Key:
-        """Equal for requests of one gear and one beam width."""
-        return _Key(self._gear_frames(len(request.segment.pcm)), self._beam_of(request))
+        """Equal for requests whose gears end in the same second, and of one beam width.
+
+        The batch runs at the longest of them: sharing a decoder saves more than padding costs.
+        """
+        frames = self._gear_frames(len(request.segment.pcm))
+        return _Key(-(-frames // _BATCH_FRAMES), self._beam_of(request))
 
     def _beam_of(self, request: Request) -> int:
         return self._beam if request.kind is RequestKind.FINAL else 1
