@@ -84,7 +84,7 @@ ENGLISH: list[tuple[str, str, dict[str, Any]]] = [
     ("lock all the car doors", "LockDoors", {}),
     ("unlock the doors", "UnlockDoors", {}),
     ("unlock my car", "UnlockDoors", {}),
-    ("open the door", "UnlockDoors", {}),
+    ("open the car doors", "UnlockDoors", {}),
     ("take me home", "NavigateHome", {}),
     ("navigate home", "NavigateHome", {}),
     ("get directions to home", "NavigateHome", {}),
@@ -432,10 +432,47 @@ def test_transcripts_of_read_speech_are_no_commands(language: str) -> None:
         ("zh", "谁打开了空调"),
         ("zh", "打开"),
         ("zh", "声音小"),
+        ("zh", "打开空调吗？"),
+        ("zh", "空調打開嗎"),
+        ("zh", "打开车门吗"),
+        ("zh", "可以开门吗"),
+        ("zh", "打电话给张三吗"),
+        ("zh", "播放音乐吗"),
+        ("zh", "导航到人民公园吗"),
     ],
 )
 def test_a_negation_a_question_or_half_a_command_does_nothing(language: str, text: str) -> None:
     assert matcher().match(text, language) is None
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        *(("zh", text) for text in ("开门", "请开门", "解锁", "开锁", "打开门", "把门打开")),
+        *(("en", text) for text in ("open the door", "open my door", "unlock the door")),
+        ("en", "doors unlocked?"),
+    ],
+)
+def test_doors_are_unlocked_only_when_the_car_is_named_or_they_are_all_meant(
+    language: str, text: str
+) -> None:
+    found = matcher().match(text, language)
+    assert found is None or found.name != "UnlockDoors"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["联系我们", "联系电话", "打他的电话", "给她打个电话", "打电话给你", "呼叫我们", "联系方式"],
+)
+def test_a_mandarin_pronoun_or_thing_is_nobody_to_call(text: str) -> None:
+    assert matcher().match(text, "zh") is None
+
+
+@pytest.mark.parametrize("text", ["能帮我打开空调吗？", "你可以打开空调吗", "打开空调好吗"])
+def test_a_mandarin_request_in_the_form_of_a_question_is_a_command(text: str) -> None:
+    found = matcher().match(text, "zh")
+    assert found is not None
+    assert (found.name, found.confidence) == ("ClimateOn", 0.95)
 
 
 def test_confidence_falls_with_the_distance_from_the_template() -> None:

@@ -14,7 +14,7 @@ from voiced.plugins.errors import SentencesError
 from voiced.plugins.intents.matcher import Matcher
 from voiced.plugins.intents.normalize import normalize_characters, normalize_words
 from voiced.plugins.intents.plugin import IntentsPlugin
-from voiced.plugins.intents.sentences import Guard, load_sentences
+from voiced.plugins.intents.sentences import Guard, build_set, load_sentences
 from voiced.plugins.sdk import IntentPublisher, PluginContext
 from voiced.plugins.testing import FakeBus
 
@@ -163,3 +163,19 @@ def test_the_guide_lists_every_intent_and_its_example_loads(tmp_path: Path) -> N
     found = Matcher(load_sentences(tmp_path)).match("My dear, I'd like a coffee", "en")
     assert found is not None
     assert found.name == "MakeCoffee"
+
+
+def test_words_around_a_request_need_one_gap() -> None:
+    with pytest.raises(SentencesError, match=r"fillers\.around: 'can you' must have one …"):
+        build_set("en", {"intents": {}, "fillers": {"around": ["can you"]}})
+
+
+def test_words_around_a_request_are_stripped_together_only() -> None:
+    content = {
+        "intents": {"Open": {"data": [{"sentences": ["open it"]}]}},
+        "fillers": {"around": ["might you … then"]},
+    }
+    matcher = Matcher({"en": build_set("en", content)})
+    assert matcher.match("might you open it then", "en") is not None
+    assert matcher.match("might you open it", "en") is None
+    assert matcher.match("open it then", "en") is None

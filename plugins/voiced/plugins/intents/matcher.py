@@ -73,6 +73,10 @@ class _LanguageMatcher:
         self._set = sentences
         self._normalize = normalizer(ignore_whitespace=not sentences.has_spaces)
         fillers, gap = sentences.fillers, r"\s+" if sentences.has_spaces else ""
+        self._around = tuple(
+            re.compile(f"{re.escape(first.strip())}{gap}(.+){gap}{re.escape(last.strip())}")
+            for first, last in (each.split("…") for each in fillers.around)
+        )
         self._start = _any_of(fillers.start, f"^(?:{{}})(?:{gap or '(?=.)'})")
         self._end = _any_of(fillers.end, f"(?:{gap or '(?<=.)'})(?:{{}})$")
         inside = r"(?<!\w)(?:{})(?!\w)" if sentences.has_spaces else "(?:{})"
@@ -107,6 +111,10 @@ class _LanguageMatcher:
                 yield thinned, FILLERS
 
     def _strip_edges(self, text: str) -> str:
+        for around in self._around:
+            if found := around.fullmatch(text):
+                text = found[1]
+                break
         before = None
         while text != before:
             before = text

@@ -62,6 +62,8 @@ class Fillers:
 
     start: tuple[str, ...] = ()
     end: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()
+    """Words at both ends that make a request of a question, `…` between them: `can you … then`."""
     anywhere: tuple[str, ...] = ()
 
 
@@ -136,6 +138,9 @@ def build_set(language: str, content: Mapping[str, Any]) -> SentenceSet:
             place: tuple(_expand(templates))
             for place, templates in content.get("fillers", {}).items()
         }
+        for each in fillers.get("around", ()):
+            if len(each.split("…")) != 2:
+                raise ValueError(f"fillers.around: {each!r} must have one … in it")
         return SentenceSet(
             language=language,
             intents=intents,
