@@ -49,8 +49,9 @@ def anchors(text: str) -> set[str]:
 
 def commands(text: str) -> Iterator[str]:
     """Everything on a page that is typed as `voiced …`: lines of blocks, indented lines, spans."""
+    text = re.sub(r"\\\n *", "", text)  # a line that goes on in the next
     for block in FENCE.finditer(text):
-        for line in COMMAND.finditer(re.sub(r"\\\n *", "", block[2])):
+        for line in COMMAND.finditer(block[2]):
             yield line[1]
     rest = prose(text)
     for line in re.findall(r"^    .*$", rest, re.MULTILINE):

@@ -279,7 +279,7 @@ def _complete(
         graphs={"prefill": "prefill.onnx", "step": "step.onnx"},
         model=msgspec.to_builtins(WhisperModelInfo(**sizes, resident=resident)),
         frontend={"rate_hz": RATE_HZ, "hop": 160, "window": 400, "mels": dims.mels},
-        gears=tuple(GearShape(frames=round(s * 100)) for s in gears_s),
+        gears=tuple(GearShape(frames=2 * round(s * 50)) for s in gears_s),
         tokens={
             "text": "tokens.json",
             "blank": tokens.pieces.index(b" "),
