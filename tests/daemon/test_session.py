@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from voiced.audio.clock import FakeClock
@@ -709,8 +709,9 @@ def test_a_stream_ends_once_however_often_it_is_told() -> None:
     ),
     st.sampled_from(["finish", "cancel", "abort", "abandon"]),
     st.integers(0, 2),
-    st.lists(st.integers(0, 12), min_size=1, max_size=5),
+    st.lists(st.integers(0, 40), min_size=1, max_size=5),
 )
+@example(["tone", "flush", "tone", "flush"], "finish", 0, [0, 40])  # the second overtakes
 def test_every_segment_has_one_last_word_in_order_whatever_happens(
     steps: list[str], end: str, failures: int, turns: list[int]
 ) -> None:
