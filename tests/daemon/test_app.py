@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -107,3 +108,48 @@ def test_a_language_that_the_model_does_not_know_ends_the_start_with_the_setting
     assert problems[0].endswith('engine.language = "fr": must be one of en, zh, or absent')
     assert 'microphone.language = "de"' in problems[1]
     assert exit_status(caught.value.code) == 2
+
+
+@pytest.mark.model
+def test_a_daemon_whose_engine_cannot_start_says_why_and_recovers(
+    bundle: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in bundle.iterdir():
+        if file.name != "manifest.json":
+            shutil.copy(file, copy)
+    (copy / "manifest.json").write_text("{}")
+    settings = Settings(
+        server=ServerSettings(port=0),
+        bus=BusSettings(endpoint="tcp://127.0.0.1:*", ingest="tcp://127.0.0.1:0"),
+        engine=EngineSettings(model=str(copy)),
+        vad=VadSettings(kind="webrtc"),
+    )
+    addresses = tmp_path / "addresses.json"
+
+    async def readyz() -> str:
+        port = json.loads(addresses.read_text())["port"]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = (await reader.read()).decode()
+        writer.close()
+        return answer
+
+    async def until(text: str) -> str:
+        async with asyncio.timeout(60):
+            while not addresses.exists() or text not in (answer := await readyz()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return answer
+
+    async def run() -> None:
+        daemon = asyncio.create_task(Daemon(settings, address_file=addresses).run())
+        answer = await until("bundle refused")
+        assert " 503 " in answer
+        assert "voiced model build" in answer
+        shutil.copy(bundle / "manifest.json", copy)
+        assert " 200 " in await until('"ready":true')
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await daemon == 0
+
+    asyncio.run(run())

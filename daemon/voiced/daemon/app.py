@@ -28,7 +28,8 @@ from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor
 from voiced.daemon.wire import AudioParams, Start
 from voiced.engine import store
-from voiced.engine.host import EngineHost
+from voiced.engine.errors import EngineError, UnknownLanguage
+from voiced.engine.host import EngineHost, restart_delay_s
 from voiced.engine.types import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Daemon:
             VadUnavailable: The detector's library or model is not here.
         """
         self._settings = settings
+        self._notifier = notifier or Notifier.from_environment()
         self._address_file = address_file
         self._metrics = Metrics()
         self._engine = EngineHost(engine_config(settings))
@@ -93,7 +95,7 @@ class Daemon:
                 Part("streams", self._start_streams, self._stop_streams),
             ),
             drain_s=settings.limits.drain_s,
-            notifier=notifier or Notifier.from_environment(),
+            notifier=self._notifier,
             on_stopping=self._streams.refuse,
         )
 
@@ -176,13 +178,33 @@ class Daemon:
         await self._server.close()
 
     async def _start_engine(self) -> None:
+        """Load the model; what fails is tried again with a pause.
+
+        A driver that is not up yet or a file that is being replaced passes by itself; for the
+        rest, the daemon that stays up says on `/readyz` and in the log what is to be done.
+        """
+        for failures in itertools.count(1):
+            error = await self._try_engine()
+            if error is None:
+                break
+            delay_s = restart_delay_s(failures + 1)
+            logger.error("engine cannot start, next attempt in_s=%.1f: %s", delay_s, error)
+            self._notifier.status(f"engine cannot start: {error}")
+            await asyncio.sleep(delay_s)
+        self._check_languages()
+
+    async def _try_engine(self) -> EngineError | None:
         limit_s = self._settings.limits.ready_timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 await self._engine.start()
         except TimeoutError:
             raise StartTimeout(limit_s) from None
-        self._check_languages()
+        except UnknownLanguage:
+            raise  # only other settings can mend it
+        except EngineError as error:
+            return error
+        return None
 
     def _check_languages(self) -> None:
         """Hold the languages that are set against those of the model: it is known only now.
