@@ -186,10 +186,14 @@ def test_output_whose_reader_is_gone_ends_every_command_with_141(
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-def test_output_to_a_full_disk_is_an_error() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_to_a_full_disk_is_an_error(unbuffered: str) -> None:
     command = [sys.executable, "-m", "voiced.daemon.cli", "config", "show"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, timeout=60, env=environment
+        )
     assert (done.returncode, done.stderr) == (1, b"voiced: no space left on device\n")
 
 

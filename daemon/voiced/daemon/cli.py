@@ -27,7 +27,11 @@ from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon.commands.pipes import ends_with_its_reader, replace_closed_streams
+from voiced.daemon.commands.pipes import (
+    drop_unwritten_output,
+    ends_with_its_reader,
+    replace_closed_streams,
+)
 from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
 from voiced.plugins.errors import PluginError
@@ -773,6 +777,8 @@ def _report(error: Exception, status: int) -> NoReturn:
         raise error
     text = os_reason(error) if isinstance(error, OSError) else str(error)
     print(f"voiced: {text}", file=sys.stderr)
+    if isinstance(error, OSError):
+        drop_unwritten_output()
     sys.exit(status)
 
 

@@ -33,9 +33,16 @@ def ends_with_its_reader() -> Iterator[None]:
             raise
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes standard output once more when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unwritten_output()
         raise ReaderGone from None
+
+
+def drop_unwritten_output() -> None:
+    """Send what standard output could not take to the null device.
+
+    The interpreter flushes it once more when it exits, and would fail again.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def replace_closed_streams() -> None:
