@@ -34,7 +34,7 @@ from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.outbox import Outbox
 from voiced.daemon.session import StreamSession
-from voiced.daemon.stream_protocol import Audio, Code, StreamProtocol, Violation
+from voiced.daemon.stream_protocol import Action, Audio, Code, StreamProtocol, Violation
 from voiced.daemon.streams import Streams
 from voiced.daemon.wire import Cancel, Error, Flush, Start, Stop
 
@@ -311,6 +311,10 @@ def _tracked(
     return Tracked
 
 
+_ARMS_PER_LIMIT = 8
+"""How often the idle time-out is set anew: a timer for each message would cost a tenth of it."""
+
+
 class _Client:
     """One WebSocket client and its stream."""
 
@@ -350,35 +354,54 @@ class _Client:
     # ---- in --------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
-        """Run the stream to `ended`."""
-        while True:
-            match await self._next_action():
-                case Start() as start:
-                    self._session = self._streams.open(start, send=self._outbox.put)
-                case Audio(data):
-                    await self._stream.feed(data)
-                case Flush():
-                    self._stream.flush()
-                case Stop():
-                    await self._stream.finish()
-                    return
-                case Cancel():
-                    await self._stream.cancel()
-                    return
-                case Violation(code, message):
-                    raise _ProtocolViolation(code, message)
-
-    async def _next_action(self) -> Start | Audio | Flush | Stop | Cancel | Violation | None:
-        is_started = self._session is not None
-        limit_s = self._settings.idle_timeout_s if is_started else self._settings.start_timeout_s
+        """Run the stream to `ended`; a client that sends nothing for long is at fault."""
+        limit_s = self._settings.start_timeout_s
+        idle = asyncio.timeout(limit_s)
         try:
-            async with asyncio.timeout(limit_s):
-                data = await self._connection.recv()
+            async with idle:
+                clock = asyncio.get_running_loop().time
+                armed_s = clock()
+                while True:
+                    action = self._protocol.receive(await self._connection.recv())
+                    if isinstance(action, Audio) and not self._stream.is_full:
+                        await self._stream.feed(action.data)
+                    else:
+                        idle.reschedule(None)  # waiting for us is no fault of the client
+                        if await self._act(action):
+                            return
+                        if self._session is not None:
+                            limit_s = self._settings.idle_timeout_s
+                        armed_s = float("-inf")
+                    now_s = clock()
+                    if now_s - armed_s > limit_s / _ARMS_PER_LIMIT:
+                        idle.reschedule(now_s + limit_s)
+                        armed_s = now_s
         except TimeoutError:
+            if not idle.expired():
+                raise
+            is_started = self._session is not None
             found, expected = ("nothing", "audio") if is_started else ("no `start`", "`start`")
             message = f"found {found} for {limit_s:g} s, expected {expected}"
             raise _ProtocolViolation(Code.IDLE, message) from None
-        return self._protocol.receive(data)
+
+    async def _act(self, action: Action | None) -> bool:
+        """Do what the client asked for; return whether the stream is over."""
+        match action:
+            case Start() as start:
+                self._session = self._streams.open(start, send=self._outbox.put)
+            case Audio(data):
+                await self._stream.feed(data)
+            case Flush():
+                self._stream.flush()
+            case Stop():
+                await self._stream.finish()
+                return True
+            case Cancel():
+                await self._stream.cancel()
+                return True
+            case Violation(code, message):
+                raise _ProtocolViolation(code, message)
+        return False
 
     @property
     def _stream(self) -> StreamSession:

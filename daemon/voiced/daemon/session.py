@@ -209,6 +209,11 @@ class StreamSession:
         """No more audio is taken."""
         return self._ending is not None
 
+    @property
+    def is_full(self) -> bool:
+        """Too much speech is unanswered: `feed` will wait."""
+        return not self._room.is_set()
+
     # ---- in: the transport -----------------------------------------------------------------
 
     async def feed(self, data: bytes) -> None:
