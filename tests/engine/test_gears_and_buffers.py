@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from voiced.engine.buffers import BufferPool
 from voiced.engine.errors import LeaseError, NoGearError
-from voiced.engine.gears import GearSet, waste
+from voiced.engine.gears import GearSet
 from voiced.engine.types import Gear
 
 gears = st.builds(Gear, frames=st.integers(1, 500), batch=st.integers(1, 8))
@@ -29,10 +29,6 @@ def test_the_gear_picked_holds_the_request_and_none_that_does_is_smaller(
 def test_an_empty_gear_set_says_that_it_is_empty() -> None:
     with pytest.raises(NoGearError, match="bundle has none"):
         GearSet([]).pick(1, 1)
-
-
-def test_waste_is_the_share_of_padding() -> None:
-    assert waste(Gear(frames=200, batch=2), [100, 200]) == pytest.approx(0.25)
 
 
 def pool() -> BufferPool:

@@ -43,8 +43,3 @@ class GearSet:
     def largest_batch(self, frames: int) -> int:
         """Most inputs of `frames` feature frames that one gear of exactly that length takes."""
         return max((g.batch for g in self._gears if g.frames == frames), default=0)
-
-
-def waste(gear: Gear, frames: Iterable[int]) -> float:
-    """Share of the gear's area that is padding, 0 to 1, for inputs of these lengths."""
-    return 1 - sum(frames) / (gear.batch * gear.frames)

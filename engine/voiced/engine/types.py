@@ -59,11 +59,6 @@ class Timings:
     from_device_bytes: int = 0
     """What it copied back."""
 
-    @property
-    def compute_ms(self) -> float:
-        """Everything but waiting."""
-        return self.features_ms + self.prefill_ms + self.decode_ms
-
 
 @dataclass(frozen=True, slots=True)
 class Transcript:

@@ -198,12 +198,6 @@ class Microphone:
         self._stopping = threading.Event()
         self._wake = threading.Event()
 
-    @property
-    def backlog_s(self) -> float:
-        """Age of the oldest block that nobody has read yet."""
-        capture = self._capture
-        return capture.blocks.oldest_age_s if capture else 0.0
-
     def stop(self) -> None:
         """End `events` soon; blocks not yet read are lost."""
         self._stopping.set()
