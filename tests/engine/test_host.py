@@ -276,6 +276,96 @@ def test_a_cancelled_request_leaves_the_queue(kind: type[EngineHost]) -> None:
 
 
 @kinds_of_engine
+def test_an_eager_request_is_answered_like_a_final_and_is_none(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config())) as engine:
+            transcript = await engine.recognize(ask(1, kind="eager"))
+            assert (transcript.text, transcript.is_final) == ("one", False)
+            assert not engine.promote(1), "it is answered: nothing is open"
+
+    run(scenario())
+
+
+@kinds_of_engine
+def test_a_promoted_request_counts_as_a_final_and_keeps_its_place(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config(max_queued_finals=2, delay_ms="200"))) as engine:
+            ahead = asyncio.create_task(engine.recognize(ask(1)))
+            await asyncio.sleep(0)
+            eager = asyncio.create_task(engine.recognize(ask(2, kind="eager")))
+            await asyncio.sleep(0)
+            load = engine.load()
+            assert (load.queued_finals, load.queued_eager, load.queued_partials) == (1, 1, 0)
+            assert engine.promote(2)
+            assert not engine.promote(2)
+            load = engine.load()
+            assert (load.queued_finals, load.queued_eager) == (2, 0)
+            with pytest.raises(EngineBusy):
+                await engine.recognize(ask(3))
+            assert ((await ahead).segment, (await eager).segment) == (1, 2)
+
+    run(scenario())
+
+
+@kinds_of_engine
+def test_the_deadline_of_a_promoted_request_is_the_finals(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config(delay_ms="600"))) as engine:
+            ahead = asyncio.create_task(engine.recognize(ask(1, seconds=2.0)))
+            await asyncio.sleep(0)
+            deadline_ns = SystemClock().monotonic_ns() + 100_000_000
+            eager = asyncio.create_task(
+                engine.recognize(ask(2, kind="eager", deadline_ns=deadline_ns))
+            )
+            await asyncio.sleep(0)
+            assert engine.promote(2, None)
+            assert [(await task).segment for task in (ahead, eager)] == [1, 2]
+
+    run(scenario())
+
+
+@kinds_of_engine
+def test_a_refusal_that_crosses_the_promotion_is_none(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config(delay_ms="400"))) as engine:
+            ahead = asyncio.create_task(engine.recognize(ask(1, seconds=2.0)))
+            await asyncio.sleep(0)
+            eager = asyncio.create_task(engine.recognize(ask(2, kind="eager")))
+            await asyncio.sleep(0)
+            assert engine.promote(2)
+            (item,) = [i for i in engine._open if i.job.request.segment.id == 2]
+            assert item.handed_as is RequestKind.EAGER
+            # what the engine's side says when the two pass each other on the way
+            refusal = Superseded("eager 1 of segment 2 gave way to eager of segment 18")
+            if isinstance(engine, EngineHost):
+                engine._hear(ipc.failure_of(item.job.id, refusal))
+            else:
+                engine._answer(item.job.id, refusal)
+            assert not eager.done()
+            assert item.handed_as is RequestKind.FINAL
+            assert [(await task).segment for task in (ahead, eager)] == [1, 2]
+
+    run(scenario())
+
+
+@kinds_of_engine
+def test_an_eager_request_that_is_withdrawn_leaves_the_queue(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config(delay_ms="200"))) as engine:
+            ahead = asyncio.create_task(engine.recognize(ask(1)))
+            await asyncio.sleep(0)
+            eager = asyncio.create_task(engine.recognize(ask(2, kind="eager")))
+            await asyncio.sleep(0)
+            eager.cancel()
+            assert isinstance(await outcome_of(eager), asyncio.CancelledError)
+            assert not engine.promote(2)
+            assert engine.load().queued_eager == 0
+            assert (await ahead).segment == 1
+
+    run(scenario())
+
+
+@kinds_of_engine
 def test_a_request_that_waits_past_its_deadline_fails(kind: type[EngineHost]) -> None:
     async def scenario() -> None:
         async with started(kind(config(delay_ms="400"))) as engine:
@@ -322,6 +412,22 @@ def test_stop_without_time_fails_what_is_open(kind: type[EngineHost]) -> None:
 
 
 # ---- only a process can die --------------------------------------------------------------------
+
+
+def test_a_promoted_request_survives_its_worker_and_an_eager_one_does_not() -> None:
+    async def scenario() -> None:
+        async with started(EngineHost(config(delay_ms="400"))) as engine:
+            promoted, eager = (
+                asyncio.create_task(engine.recognize(ask(n, kind="eager"))) for n in (1, 2)
+            )
+            await asyncio.sleep(0)
+            assert engine.promote(1)
+            kill(engine)
+            assert isinstance(await outcome_of(eager), Superseded)
+            assert (await promoted).is_final, "asked again, as the final that it is"
+            assert engine.load().restarts == 1
+
+    run(scenario())
 
 
 def test_a_killed_worker_is_replaced_and_its_final_arrives_once() -> None:

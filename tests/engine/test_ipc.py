@@ -67,6 +67,7 @@ from_host = st.one_of(
         language=st.none() | names,
         time_left_ns=st.none() | st.integers(-(2**60), 2**60),
     ),
+    st.builds(ipc.Promote, job=counts, time_left_ns=st.none() | st.integers(-(2**60), 2**60)),
     st.builds(ipc.Cancel, segment=counts, job=st.none() | counts),
     st.just(ipc.Stop()),
 )

@@ -72,6 +72,45 @@ def test_a_final_takes_the_place_of_its_segments_partial() -> None:
     assert ids(scheduler.submit(make_job(4, segment=1, kind="partial", revision=9))) == [4]
 
 
+def test_eager_requests_run_between_finals_and_partials() -> None:
+    scheduler = Scheduler()
+    for n, kind in enumerate(["partial", "eager", "final"]):
+        scheduler.submit(make_job(n, segment=n, kind=kind))
+    assert [ids(scheduler.next_batch(0, by_length, 4)) for _ in range(4)] == [[2], [1], [0], []]
+
+
+def test_an_eager_request_takes_the_place_of_its_segments_partials_and_older_ones() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, kind="partial"))
+    scheduler.submit(make_job(2, segment=2, kind="partial"))
+    dropped = scheduler.submit(make_job(3, kind="eager", revision=2))
+    assert ids(dropped) == [1]
+    assert "partial 1 of segment 1 gave way to its eager" in str(dropped[0].error)
+    assert ids(scheduler.submit(make_job(4, kind="partial", revision=9))) == [4]
+    assert ids(scheduler.submit(make_job(5, kind="eager", revision=3))) == [3]
+    assert ids(scheduler.submit(make_job(6, revision=4))) == [5]
+    assert ids(scheduler.submit(make_job(7, kind="eager", revision=5))) == [7]
+
+
+def test_too_many_eager_requests_drop_the_oldest() -> None:
+    scheduler = Scheduler(max_queued_eager=2)
+    scheduler.submit(make_job(1, segment=1, kind="eager"))
+    scheduler.submit(make_job(2, segment=2, kind="eager"))
+    assert ids(scheduler.submit(make_job(3, segment=3, kind="eager"))) == [1]
+
+
+def test_a_promoted_request_is_a_final_of_its_old_age_and_its_new_deadline() -> None:
+    scheduler = Scheduler(max_queued_finals=1)
+    scheduler.submit(make_job(1, segment=1, accepted_ns=5))
+    scheduler.submit(make_job(2, segment=2, kind="eager", accepted_ns=2, deadline_ns=10))
+    assert scheduler.promote(2, 30), "a full queue refuses no promotion"
+    assert not scheduler.promote(2, 30)
+    assert not scheduler.promote(1, 30)
+    assert scheduler.load(7).queued_finals == 2
+    assert scheduler.expire(20) == []
+    assert [ids(scheduler.next_batch(20, by_length, 1)) for _ in range(2)] == [[2], [1]]
+
+
 def test_streams_take_turns_among_finals_of_similar_age() -> None:
     scheduler = Scheduler()
     for n in range(3):
@@ -177,7 +216,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(max_queued_finals=4, max_queued_partials=3)
+        self.scheduler = Scheduler(max_queued_finals=4, max_queued_eager=2, max_queued_partials=3)
         self.now_ns = 0
         self.next_id = 0
         self.inside: dict[int, Job] = {}
@@ -193,7 +232,7 @@ class AnyOrder(RuleBasedStateMachine):
         target=jobs,
         segment=st.integers(1, 5),
         stream=st.sampled_from("ab"),
-        kind=st.sampled_from(["final", "partial"]),
+        kind=st.sampled_from(["final", "eager", "partial"]),
         revision=st.integers(1, 4),
         lasts_ns=st.none() | st.integers(0, 20),
         samples=st.sampled_from([160, 320]),
@@ -223,12 +262,20 @@ class AnyOrder(RuleBasedStateMachine):
             dropped = self.scheduler.submit(job)
         except EngineBusy:
             assert job.is_final
-            assert finals == 4
+            assert finals >= 4
             return job
         self.inside[job.id] = job
         assert all(not drop.job.is_final for drop in dropped), "a final gave way"
         self.leave([drop.job for drop in dropped])
         return job
+
+    @rule(job=consumes(jobs), lasts_ns=st.none() | st.integers(0, 20))
+    def promote(self, job: Job, lasts_ns: int | None) -> None:
+        waits = job.id in self.inside and job.request.kind is RequestKind.EAGER
+        deadline_ns = None if lasts_ns is None else self.now_ns + lasts_ns
+        assert self.scheduler.promote(job.id, deadline_ns) == waits
+        if waits:
+            self.inside[job.id] = job.promoted(deadline_ns)
 
     @rule(ns=st.integers(1, 30))
     def wait(self, ns: int) -> None:
@@ -254,18 +301,19 @@ class AnyOrder(RuleBasedStateMachine):
         assert bool(batch) == bool(in_time)
         assert len(batch) <= max_batch
         assert len({by_length(job.request) for job in batch}) <= 1
-        if any(job.is_final for job in in_time):
-            assert all(job.is_final for job in batch)
+        urgency = [RequestKind.FINAL, RequestKind.EAGER, RequestKind.PARTIAL]
+        first = min((urgency.index(job.request.kind) for job in in_time), default=0)
+        assert all(job.request.kind is urgency[first] for job in batch)
         self.leave(batch)
 
     @invariant()
     def counts_agree(self) -> None:
         assert len(self.scheduler) == len(self.inside)
-        partials = [job.request.segment.id for job in self.inside.values() if not job.is_final]
-        finals = {job.request.segment.id for job in self.inside.values() if job.is_final}
-        assert len(partials) == len(set(partials))
-        assert len(partials) <= 3
-        assert not finals & set(partials)
+        waiting = [(job.request.kind, job.request.segment.id) for job in self.inside.values()]
+        droppable = [segment for kind, segment in waiting if kind is not RequestKind.FINAL]
+        assert len(droppable) == len(set(droppable))
+        for kind, limit in ((RequestKind.PARTIAL, 3), (RequestKind.EAGER, 2)):
+            assert sum(k is kind for k, _ in waiting) <= limit
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -71,6 +71,10 @@ class Engine(Protocol):
         """Answer one request; raises EngineError."""
         ...
 
+    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
+        """Let the open eager request of a segment be its final; False when none is open."""
+        ...
+
 
 class Intake(Protocol):
     """What a session needs of `voiced.audio.intake`."""

@@ -35,8 +35,15 @@ class ScriptedEngine:
         self.requests: list[Request] = []
         """All that was asked, in order."""
         self.gate = asyncio.Event()
-        """While clear, finals wait."""
+        """While clear, finals wait, promoted ones too."""
         self.gate.set()
+        self.eager_gate = asyncio.Event()
+        """While clear, eager requests wait; a promoted one waits for `gate` instead."""
+        self.eager_gate.set()
+        self.promoted: list[int] = []
+        """Segments whose eager request was promoted, in order."""
+        self._eager: dict[int, asyncio.Event] = {}
+        """For each open eager request, by segment: set when it is promoted."""
         self.queued_finals = 0
         """What `load` says."""
         self._answer = answer or length_as_text
@@ -49,9 +56,33 @@ class ScriptedEngine:
         """Answer; raises what the test's `answer` raises."""
         self.requests.append(request)
         await asyncio.sleep(0)
-        if request.kind is RequestKind.FINAL:
+        if request.kind is RequestKind.EAGER:
+            await self._until_eager(request.segment.id)
+        if request.kind is RequestKind.FINAL or request.segment.id in self.promoted:
             await self.gate.wait()
         return self._answer(request)
+
+    async def _until_eager(self, segment_id: int) -> None:
+        promotion = self._eager[segment_id] = asyncio.Event()
+        ways = [asyncio.ensure_future(e.wait()) for e in (self.eager_gate, promotion)]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            if self._eager.get(segment_id) is promotion:
+                del self._eager[segment_id]
+
+    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
+        """Note it; False when no eager request of the segment is open."""
+        del deadline_ns
+        promotion = self._eager.get(segment_id)
+        if promotion is None:
+            return False
+        self.promoted.append(segment_id)
+        promotion.set()
+        return True
 
 
 def length_as_text(request: Request) -> Transcript:

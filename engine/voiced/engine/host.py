@@ -20,6 +20,7 @@ import zmq.asyncio
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
 from voiced.engine.errors import (
+    DeadlineExceeded,
     EngineBusy,
     EngineDead,
     EngineError,
@@ -29,8 +30,15 @@ from voiced.engine.errors import (
 from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
 from voiced.engine.process import WorkerProcess
 from voiced.engine.recognizer import load_recognizer
-from voiced.engine.scheduler import Dropped, Job, Scheduler, retry_after_ms, too_late
-from voiced.engine.types import EngineConfig, EngineInfo, EngineLoad, Request, Transcript
+from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals, retry_after_ms, too_late
+from voiced.engine.types import (
+    EngineConfig,
+    EngineInfo,
+    EngineLoad,
+    Request,
+    RequestKind,
+    Transcript,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +106,18 @@ class Engine(Protocol):
         """
         ...
 
+    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
+        """Let the open eager request of a segment be its final, waiting or running.
+
+        From now on it counts as an accepted final: it is answered or fails with a code by its new
+        deadline, and survives the death of a worker. Its `recognize` call goes on.
+
+        Returns:
+            False when no eager request is open: it was answered, refused or taken back. Unless
+            the caller has its text, it asks for a final.
+        """
+        ...
+
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered, running requests included."""
         ...
@@ -113,9 +133,22 @@ class _Open:
 
     job: Job
     future: asyncio.Future[Transcript]
-    in_worker: bool = False
+    handed_as: RequestKind | None = None
+    """What it was when it was given to those who run it; None: not yet."""
     deaths: int = 0
     """Workers that died while they held it."""
+
+    @property
+    def in_worker(self) -> bool:
+        return self.handed_as is not None
+
+    def outlives(self, outcome: Answer) -> bool:
+        """Whether the outcome refused an eager request that was promoted meanwhile."""
+        return (
+            self.job.is_final
+            and self.handed_as is RequestKind.EAGER
+            and isinstance(outcome, Superseded | DeadlineExceeded)
+        )
 
 
 class _OpenRequests:
@@ -148,9 +181,25 @@ class _OpenRequests:
         self._open[job.id] = item
         return item
 
+    def promote(self, segment: int, deadline_ns: int | None) -> _Open | None:
+        """Make the newest open eager request of a segment a final; None when there is none."""
+        for item in reversed(self._open.values()):
+            request = item.job.request
+            if request.segment.id == segment and request.kind is RequestKind.EAGER:
+                item.job = item.job.promoted(deadline_ns)
+                return item
+        return None
+
     def answer(self, job_id: int, outcome: Answer) -> None:
-        """Answer a request; nothing happens when it was answered or taken back before."""
-        item = self._open.pop(job_id, None)
+        """Answer a request; nothing happens when it was answered or taken back before.
+
+        A refusal that crossed the promotion of its request is none: it is to be handed over again.
+        """
+        item = self._open.get(job_id)
+        if item is not None and item.outlives(outcome):
+            item.handed_as = None
+            return
+        self._open.pop(job_id, None)
         if item is None or item.future.done():
             return
         if isinstance(outcome, EngineError):
@@ -174,9 +223,11 @@ class _OpenRequests:
     def load(self, restarts: int) -> EngineLoad:
         """Say how much is open."""
         finals, now_ns = self.finals(), self._clock.monotonic_ns()
+        eager = sum(i.job.request.kind is RequestKind.EAGER for i in self._open.values())
         return EngineLoad(
             queued_finals=len(finals),
-            queued_partials=len(self._open) - len(finals),
+            queued_eager=eager,
+            queued_partials=len(self._open) - len(finals) - eager,
             oldest_final_age_s=(now_ns - finals[0].job.accepted_ns) / 1e9 if finals else 0.0,
             restarts=restarts,
         )
@@ -188,7 +239,7 @@ class _OpenRequests:
             await asyncio.wait(waiting, timeout=drain_s)
 
     def fail_all(self, why: str) -> None:
-        """Answer everything that is left: finals with EngineDead, partials with Superseded."""
+        """Answer everything that is left: finals with EngineDead, others with Superseded."""
         for item in self:
             error = EngineDead(why) if item.job.is_final else Superseded(why)
             self.answer(item.job.id, error)
@@ -206,7 +257,7 @@ class EngineHost:
 
     A worker that dies or hangs is replaced. The finals that it held are run once more, one at a
     time, so that one which kills workers is told from its neighbours: only a final whose second
-    worker died too fails with EngineDead. Partials of a dead worker fail as superseded.
+    worker died too fails with EngineDead. All else of a dead worker fails as superseded.
     """
 
     def __init__(self, config: EngineConfig, clock: Clock | None = None) -> None:
@@ -275,6 +326,16 @@ class EngineHost:
                     self._worker.send(ipc.Cancel(request.segment.id, item.job.id))
                 self._feed()
 
+    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
+        """Let an eager request be the final; see `Engine.promote`."""
+        item = self._open.promote(segment_id, deadline_ns)
+        if item is None:
+            return False
+        if item.in_worker and self._worker is not None:
+            left_ns = ipc.time_left_of(deadline_ns, self._clock.monotonic_ns())
+            self._worker.send(ipc.Promote(item.job.id, left_ns))
+        return True
+
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
         return self._open.load(self._restarts)
@@ -321,7 +382,7 @@ class EngineHost:
     def _submit(self, item: _Open) -> None:
         assert self._worker is not None
         now_ns = self._clock.monotonic_ns()
-        item.in_worker = True
+        item.handed_as = item.job.request.kind
         self._worker.send(ipc.submit_of(item.job.id, item.job.request, now_ns))
 
     def _hear(self, message: ipc.FromWorker | None) -> None:
@@ -446,7 +507,7 @@ class EngineHost:
         self.rss_bytes = 0
         for item in self._open:
             if item.in_worker:
-                item.in_worker = False
+                item.handed_as = None
                 item.deaths += 1
             if item.deaths > 1:
                 segment = item.job.request.segment
@@ -462,7 +523,7 @@ class InProcessEngine:
         self._config = config
         self._clock = clock or SystemClock()
         self._open = _OpenRequests(config.max_queued_finals, self._clock)
-        scheduler = Scheduler(max_queued_finals=config.max_queued_finals)
+        scheduler = Scheduler(max_queued_finals=most_finals(config))
         self._queue = FinalsFirst(scheduler, self._clock)
         self._thread: threading.Thread | None = None
         self.ready = False
@@ -533,7 +594,7 @@ class InProcessEngine:
                 run_engine(
                     recognizer,
                     self._queue,
-                    lambda job, outcome: tell(self._open.answer, job, outcome),
+                    lambda job, outcome: tell(self._answer, job, outcome),
                     self._clock,
                 )
         except Exception as error:  # top of the worker: whoever waits must learn of it
@@ -557,11 +618,29 @@ class InProcessEngine:
             raise EngineDead(f"engine takes no requests: {self.reason}")
         item = self._open.accept(request)
         try:
-            self._open.drop(self._queue.submit(item.job))
+            self._submit(item)
             return await item.future
         finally:
             if self._open.take_back(item):  # cancelled
                 self._queue.cancel(request.segment.id, item.job.id)
+
+    def _submit(self, item: _Open) -> None:
+        item.handed_as = item.job.request.kind
+        self._open.drop(self._queue.submit(item.job))
+
+    def _answer(self, job_id: int, outcome: Answer) -> None:
+        self._open.answer(job_id, outcome)
+        for item in self._open:
+            if not item.in_worker:  # refused as eager, but a final since
+                self._submit(item)
+
+    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
+        """Let an eager request be the final; see `Engine.promote`."""
+        item = self._open.promote(segment_id, deadline_ns)
+        if item is None:
+            return False
+        self._queue.promote(item.job.id, deadline_ns)
+        return True
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""

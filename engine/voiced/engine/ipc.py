@@ -1,7 +1,7 @@
 """Messages between the engine's host and its worker process: msgpack, one message per frame.
 
-host → worker: Submit, Cancel, Stop. worker → host: Hello, Progress, Ready, Result, Failure,
-Heartbeat, Stopped. Both ends are of one installation and share one machine, so there is no
+host → worker: Submit, Promote, Cancel, Stop. worker → host: Hello, Progress, Ready, Result,
+Failure, Heartbeat, Stopped. Both ends are of one installation and share one machine, so there is no
 negotiation: another `PROTOCOL` is an error. Sizes are bounded, times are relative (a deadline
 travels as the time left, so the two clocks need not agree).
 """
@@ -30,7 +30,7 @@ from voiced.engine.types import (
 
 T = TypeVar("T")
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_SEGMENT_SAMPLES = 600 * RATE_HZ
 """Longest segment that crosses: far above any gear, far below what would hurt."""
 MAX_MESSAGE_BYTES = 2 * MAX_SEGMENT_SAMPLES + 65_536
@@ -71,6 +71,14 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     language: str | None = None
     time_left_ns: int | None = None
     """Until the deadline; negative when it has passed; None waits for ever."""
+
+
+class Promote(msgspec.Struct, tag="promote", frozen=True):
+    """An eager job is the segment's final from now on."""
+
+    job: JobId
+    time_left_ns: int | None = None
+    """Until its new deadline; None waits for ever."""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
@@ -140,7 +148,7 @@ class Stopped(msgspec.Struct, tag="stopped", frozen=True):
     """The last message."""
 
 
-FromHost = Submit | Cancel | Stop
+FromHost = Submit | Promote | Cancel | Stop
 FromWorker = Hello | Progress | Ready | Result | Failure | Heartbeat | Stopped
 
 
@@ -205,6 +213,16 @@ def _decode(decode: Callable[[bytes], T], data: bytes) -> T:
 # ---- values in and out of messages -------------------------------------------------------------
 
 
+def time_left_of(deadline_ns: int | None, now_ns: int) -> int | None:
+    """Make a deadline relative, so that it can cross to another clock."""
+    return None if deadline_ns is None else deadline_ns - now_ns
+
+
+def deadline_of(time_left_ns: int | None, now_ns: int) -> int | None:
+    """Make a time that crossed a deadline on this clock."""
+    return None if time_left_ns is None else now_ns + time_left_ns
+
+
 def submit_of(job: int, request: Request, now_ns: int) -> Submit:
     """Pack a request; `now_ns` is the sender's monotonic time."""
     segment = request.segment
@@ -217,7 +235,7 @@ def submit_of(job: int, request: Request, now_ns: int) -> Submit:
         revision=request.revision,
         pcm=segment.pcm.tobytes(),
         language=segment.language,
-        time_left_ns=None if request.deadline_ns is None else request.deadline_ns - now_ns,
+        time_left_ns=time_left_of(request.deadline_ns, now_ns),
     )
 
 
@@ -229,7 +247,6 @@ def request_of(message: Submit, now_ns: int) -> Request:
     """
     if len(message.pcm) % 2:
         raise IpcError(f"pcm of {len(message.pcm)} bytes, expected whole int16 samples")
-    left_ns = message.time_left_ns
     return Request(
         segment=Segment(
             id=message.segment,
@@ -240,7 +257,7 @@ def request_of(message: Submit, now_ns: int) -> Request:
         ),
         kind=message.kind,
         revision=message.revision,
-        deadline_ns=None if left_ns is None else now_ns + left_ns,
+        deadline_ns=deadline_of(message.time_left_ns, now_ns),
     )
 
 

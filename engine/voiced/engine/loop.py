@@ -60,6 +60,11 @@ class FinalsFirst:
             self._changed.notify()
             return dropped
 
+    def promote(self, job_id: int, deadline_ns: int | None) -> None:
+        """Let a waiting eager job be a final, from any thread."""
+        with self._changed:
+            self._scheduler.promote(job_id, deadline_ns)
+
     def cancel(self, segment: int, job_id: int | None = None) -> list[Job]:
         """Take back what still waits, from any thread."""
         with self._changed:

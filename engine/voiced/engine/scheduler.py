@@ -1,5 +1,8 @@
 """What the engine runs next, and with whom. Pure: time is an argument, nothing waits here.
 
+Finals run before eager requests, those before partials. For one segment the more certain question
+displaces the less certain one: a final all others, an eager request the partials.
+
 A request that was accepted leaves exactly once: in a batch, or dropped with the error that says
 why (superseded, past its deadline), or taken back by `cancel`.
 """
@@ -7,16 +10,19 @@ why (superseded, past its deadline), or taken back by `cancel`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError, Superseded
-from voiced.engine.types import EngineLoad, Request, RequestKind
+from voiced.engine.types import EngineConfig, EngineLoad, Request, RequestKind
 
 SIMILAR_AGE_NS = 500_000_000
 """Finals this close to the oldest in age take turns by stream; an older one is never passed by
 a younger one that came later than this, so nobody starves."""
 MAX_QUEUED_PARTIALS = 16
 """More streams than this waiting for a partial means that partials come too late to be of use."""
+MAX_QUEUED_EAGER = 16
+"""Eager answers that come later than this many others come after the pause that they bridge."""
+_BY_URGENCY = (RequestKind.FINAL, RequestKind.EAGER, RequestKind.PARTIAL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +38,11 @@ class Job:
     def is_final(self) -> bool:
         """Whether it must be answered."""
         return self.request.kind is RequestKind.FINAL
+
+    def promoted(self, deadline_ns: int | None) -> Job:
+        """Return the job as a final; its age still counts from when it was accepted."""
+        request = replace(self.request, kind=RequestKind.FINAL, deadline_ns=deadline_ns)
+        return replace(self, request=request)
 
     def is_late(self, now_ns: int) -> bool:
         """Whether nobody wants the answer any more."""
@@ -53,64 +64,84 @@ def retry_after_ms(oldest_age_ns: int) -> int:
 
 
 class Scheduler:
-    """Waiting requests. Finals run before partials; of a segment's partials only the newest waits.
+    """Waiting requests, at most one that may be dropped for each segment.
 
-    Streams take turns among finals of similar age, so that one that talks much does not push the
-    others back.
+    Streams take turns among requests of similar age, so that one that talks much does not push
+    the others back.
     """
 
     def __init__(
-        self, *, max_queued_finals: int = 64, max_queued_partials: int = MAX_QUEUED_PARTIALS
+        self,
+        *,
+        max_queued_finals: int = 64,
+        max_queued_eager: int = MAX_QUEUED_EAGER,
+        max_queued_partials: int = MAX_QUEUED_PARTIALS,
     ) -> None:
-        self._max_finals = max_queued_finals
-        self._max_partials = max_queued_partials
-        self._finals: dict[int, Job] = {}
-        self._partials: dict[int, Job] = {}
-        """Both by job id, in order of arrival."""
+        self._limits = {
+            RequestKind.FINAL: max_queued_finals,
+            RequestKind.EAGER: max_queued_eager,
+            RequestKind.PARTIAL: max_queued_partials,
+        }
+        self._queues: dict[RequestKind, dict[int, Job]] = {kind: {} for kind in _BY_URGENCY}
+        """By job id, in order of arrival."""
         self._served: dict[str, int] = {}
         """Turn at which each waiting stream was last served."""
         self._turn = 0
 
     def submit(self, job: Job) -> list[Dropped]:
-        """Accept a job; return the partials that it displaced (itself, if a newer one waits).
+        """Accept a job; return what it displaced (itself, if its segment has a better one).
 
         Raises:
             EngineBusy: As many finals as allowed are waiting already.
         """
-        return self._submit_final(job) if job.is_final else self._submit_partial(job)
-
-    def _submit_final(self, job: Job) -> list[Dropped]:
-        if len(self._finals) >= self._max_finals:
-            oldest_ns = min(waiting.accepted_ns for waiting in self._finals.values())
-            raise EngineBusy(retry_after_ms(job.accepted_ns - oldest_ns))
-        segment = job.request.segment.id
-        stale = [p for p in self._partials.values() if p.request.segment.id == segment]
-        self._finals[job.id] = job
-        return [self._supersede(partial, "its final") for partial in stale]
-
-    def _submit_partial(self, job: Job) -> list[Dropped]:
-        segment, revision = job.request.segment.id, job.request.revision
-        self._partials[job.id] = job
+        kind, segment = job.request.kind, job.request.segment.id
+        queue = self._queues[kind]
+        if job.is_final:
+            if len(queue) >= self._limits[kind]:
+                oldest_ns = min(waiting.accepted_ns for waiting in queue.values())
+                raise EngineBusy(retry_after_ms(job.accepted_ns - oldest_ns))
+            queue[job.id] = job
+            return self._drop(self._droppable(segment), "its final")
+        rivals = [*self._droppable(segment), job]
+        queue[job.id] = job
         if any(final.request.segment.id == segment for final in self._finals.values()):
-            return [self._supersede(job, "its final")]
-        dropped = []
-        same = [p for p in self._partials.values() if p.request.segment.id == segment]
-        newest = max(same, key=lambda p: (p.request.revision, p.id))
-        dropped += [
-            self._supersede(p, f"revision {newest.request.revision}")
-            for p in same
-            if p is not newest
-        ]
-        if len(self._partials) > self._max_partials:
-            oldest = next(iter(self._partials.values()))
-            dropped.append(self._supersede(oldest, f"revision {revision} of segment {segment}"))
+            return self._drop([job], "its final")
+        best = max(
+            rivals, key=lambda j: (j.request.kind is RequestKind.EAGER, j.request.revision, j.id)
+        )
+        successor = f"its {best.request.kind} of revision {best.request.revision}"
+        dropped = self._drop([rival for rival in rivals if rival is not best], successor)
+        if len(queue) > self._limits[kind]:
+            dropped += self._drop([next(iter(queue.values()))], f"{kind} of segment {segment}")
         return dropped
 
-    def _supersede(self, job: Job, successor: str) -> Dropped:
-        del self._partials[job.id]
-        request = job.request
-        text = f"partial {request.revision} of segment {request.segment.id} gave way to {successor}"
-        return Dropped(job, Superseded(text))
+    @property
+    def _finals(self) -> dict[int, Job]:
+        return self._queues[RequestKind.FINAL]
+
+    def _droppable(self, segment: int) -> list[Job]:
+        return [j for j in self._waiting() if j.request.segment.id == segment and not j.is_final]
+
+    def _drop(self, jobs: list[Job], successor: str) -> list[Dropped]:
+        self._remove(jobs)
+        dropped = []
+        for job in jobs:
+            request = job.request
+            name = f"{request.kind} {request.revision} of segment {request.segment.id}"
+            dropped.append(Dropped(job, Superseded(f"{name} gave way to {successor}")))
+        return dropped
+
+    def promote(self, job_id: int, deadline_ns: int | None) -> bool:
+        """Let a waiting eager job be a final, never refused: it was accepted before.
+
+        Returns:
+            Whether it waits; False for one that has left.
+        """
+        job = self._queues[RequestKind.EAGER].pop(job_id, None)
+        if job is None:
+            return False
+        self._finals[job_id] = job.promoted(deadline_ns)
+        return True
 
     def cancel(self, segment: int, job_id: int | None = None) -> list[Job]:
         """Take back the waiting jobs of a segment, or only one of them."""
@@ -131,7 +162,7 @@ class Scheduler:
     def next_batch(
         self, now_ns: int, key: Callable[[Request], Hashable], max_batch: int
     ) -> list[Job]:
-        """Take up to `max_batch` jobs that may run together: all finals, or all partials.
+        """Take up to `max_batch` jobs of one kind that may run together.
 
         Args:
             now_ns: Monotonic time; jobs past their deadline stay for `expire`.
@@ -141,8 +172,8 @@ class Scheduler:
         Returns:
             The batch, the fairest choice first; empty when nothing waits.
         """
-        waiting = self._finals if any(self._in_time(self._finals, now_ns)) else self._partials
-        candidates = {job: key(job.request) for job in self._in_time(waiting, now_ns)}
+        in_time = (self._in_time(self._queues[kind], now_ns) for kind in _BY_URGENCY)
+        candidates = {job: key(job.request) for job in next(filter(None, in_time), [])}
         batch: list[Job] = []
         while candidates and len(batch) < max_batch:
             job = self._fairest(candidates)
@@ -164,25 +195,31 @@ class Scheduler:
         return min(similar, key=lambda job: self._served.get(job.request.segment.stream, 0))
 
     def _waiting(self) -> list[Job]:
-        return [*self._finals.values(), *self._partials.values()]
+        return [job for queue in self._queues.values() for job in queue.values()]
 
     def _remove(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            del (self._finals if job.is_final else self._partials)[job.id]
-        if not self._finals and not self._partials:
+            del self._queues[job.request.kind][job.id]
+        if not len(self):
             self._served.clear()  # nobody to be fair to; old stream names must not pile up
 
     def __len__(self) -> int:
-        return len(self._finals) + len(self._partials)
+        return sum(len(queue) for queue in self._queues.values())
 
     def load(self, now_ns: int) -> EngineLoad:
         """Say how much waits; `restarts` is not known here and stays 0."""
         oldest_ns = min((job.accepted_ns for job in self._finals.values()), default=now_ns)
         return EngineLoad(
             queued_finals=len(self._finals),
-            queued_partials=len(self._partials),
+            queued_eager=len(self._queues[RequestKind.EAGER]),
+            queued_partials=len(self._queues[RequestKind.PARTIAL]),
             oldest_final_age_s=(now_ns - oldest_ns) / 1e9,
         )
+
+
+def most_finals(config: EngineConfig) -> int:
+    """Finals that can wait in an engine: those that its host accepts, and promoted requests."""
+    return config.max_queued_finals + MAX_QUEUED_EAGER
 
 
 def too_late(job: Job, now_ns: int) -> DeadlineExceeded:

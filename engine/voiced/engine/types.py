@@ -12,7 +12,15 @@ class RequestKind(StrEnum):
     """How much the answer matters: a partial may be dropped, a final never silently."""
 
     PARTIAL = "partial"
+    EAGER = "eager"
+    """The final's text, asked for before it is known that the segment ends here: searched like a
+    final, dropped like a partial, until `Engine.promote` makes it the final."""
     FINAL = "final"
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether it gets the full search; partials are greedy."""
+        return self is not RequestKind.PARTIAL
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -68,6 +76,7 @@ class Transcript:
     revision: int
     text: str
     is_final: bool
+    """Whether it was asked for as a final; False for `EAGER`, also one promoted since."""
     language: str
     confidence: float
     """exp(mean token log-probability), 0 to 1."""
@@ -84,6 +93,8 @@ class EngineLoad:
     """How busy the engine is, for overload decisions and metrics."""
 
     queued_finals: int = 0
+    """Promoted ones among them."""
+    queued_eager: int = 0
     queued_partials: int = 0
     oldest_final_age_s: float = 0.0
     restarts: int = 0
@@ -117,7 +128,7 @@ class EngineConfig:
     languages: tuple[str, ...] = ("en", "zh")
     """Candidates when a segment pins no language."""
     beam: int = 5
-    """Hypotheses kept for finals; partials are greedy."""
+    """Hypotheses kept for finals and eager requests; partials are greedy."""
     n_best: int = 0
     """Alternatives returned with a final; at most `beam` are found."""
     max_batch: int = 4

@@ -27,7 +27,7 @@ from voiced.engine import ipc
 from voiced.engine.errors import EngineError
 from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
 from voiced.engine.recognizer import load_recognizer
-from voiced.engine.scheduler import Dropped, Job, Scheduler
+from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals
 from voiced.engine.types import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def main(config: EngineConfig, endpoint: str) -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     clock = SystemClock()
-    queue = FinalsFirst(Scheduler(max_queued_finals=config.max_queued_finals), clock)
+    queue = FinalsFirst(Scheduler(max_queued_finals=most_finals(config)), clock)
     with zmq.Context() as context, context.socket(zmq.PAIR) as answers:
         answers.bind(_ANSWERS)
         io = threading.Thread(
@@ -143,6 +143,9 @@ def _receive(
                 _refuse(host, queue.submit(job))
             except EngineError as error:
                 host.send(ipc.encode(ipc.failure_of(job.id, error)))
+        case ipc.Promote():
+            deadline_ns = ipc.deadline_of(message.time_left_ns, clock.monotonic_ns())
+            queue.promote(message.job, deadline_ns)
         case ipc.Cancel():
             queue.cancel(message.segment, message.job)
         case ipc.Stop():

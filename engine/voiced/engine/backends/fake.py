@@ -12,8 +12,8 @@ growing text: three tones are "one two three", in Mandarin "一二三". Silence 
   never returns, fails with BackendFailed, or raises what a recogniser should never raise,
 - `once`: a file path; the triggers and `start` act only while it does not exist, and create it.
 
-A trigger is `always`, `language:CODE`, `stream:NAME`, `kind:partial|final`, `samples:N` (exactly)
-or `peak:N` (the loudest sample is at least N).
+A trigger is `always`, `language:CODE`, `stream:NAME`, `kind:partial|eager|final`, `samples:N`
+(exactly) or `peak:N` (the loudest sample is at least N).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class FakeRecognizer:
             self._gear(request)
         except NoGearError as error:
             return error
-        segment, is_final = request.segment, request.kind is RequestKind.FINAL
+        segment, is_searched = request.segment, request.kind.is_searched
         language = segment.language or self._config.languages[0]
         bursts = bursts_of(segment.pcm)
         texts = [number_word(n, language) for n in range(len(bursts))]
@@ -177,11 +177,11 @@ class FakeRecognizer:
             segment=segment.id,
             revision=request.revision,
             text=text,
-            is_final=is_final,
+            is_final=request.kind is RequestKind.FINAL,
             language=language,
             confidence=0.9,
-            words=words if is_final else (),
-            n_best=((text, -0.1),) if is_final else (),
+            words=words if is_searched else (),
+            n_best=((text, -0.1),) if is_searched else (),
             timings=Timings(decode_ms=self._delay_s * 1000, steps=len(bursts)),
             bundle=_BUNDLE,
         )

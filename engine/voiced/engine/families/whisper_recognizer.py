@@ -139,7 +139,7 @@ class WhisperRecognizer:
         return _Key(-(-frames // _BATCH_FRAMES), self._beam_of(request))
 
     def _beam_of(self, request: Request) -> int:
-        return self._beam if request.kind is RequestKind.FINAL else 1
+        return self._beam if request.kind.is_searched else 1
 
     def _gear_frames(self, samples: int) -> int:
         gears = self.model.gears
