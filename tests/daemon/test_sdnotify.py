@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def test_states_arrive_as_systemd_expects_them(manager: tuple[socket.socket, str
         "WATCHDOG=1",
         "STOPPING=1\nSTATUS=draining",
     ]
+
+
+def test_a_reload_is_told_with_the_time_of_the_managers_clock(
+    manager: tuple[socket.socket, str],
+) -> None:
+    receiver, address = manager
+    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+    before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+    notifier.reloading("reloading")
+    after_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+    told = dict(line.split("=", 1) for line in receiver.recv(1000).decode().splitlines())
+    assert told.keys() == {"RELOADING", "MONOTONIC_USEC", "STATUS"}
+    assert told["RELOADING"] == "1"
+    assert before_us <= int(told["MONOTONIC_USEC"]) <= after_us
 
 
 def test_readiness_waits_for_room_in_the_managers_queue(manager: tuple[socket.socket, str]) -> None:

@@ -7,10 +7,11 @@ import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection, connect, unix_connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
@@ -18,7 +19,8 @@ from voiced.audio.errors import VadUnavailable
 from voiced.audio.frames import AudioFrame, SegmentEvent
 from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
-from voiced.daemon.errors import AddressRefused, PortInUse
+from voiced.daemon.errors import AddressRefused, PortInUse, SocketInUse
+from voiced.daemon.listening import bind_unix
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
@@ -683,6 +685,59 @@ def test_readiness_tells_how_the_microphone_is_doing_and_does_not_depend_on_it()
 
 
 # ---- start and stop ----------------------------------------------------------------------------
+
+
+def test_a_unix_socket_serves_like_the_port_and_is_removed_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "voiced.sock"
+
+    async def scenario(rig: Rig) -> None:
+        for client in (
+            rig.client(),
+            unix_connect(str(path), "ws://localhost/v1/stream", compression=None),
+        ):
+            async with client as connection:
+                await send(connection, START, WORD, Stop())
+                assert [m.text for m in await rest(connection) if isinstance(m, Final)]
+        with pytest.raises(SocketInUse):
+            bind_unix(path, 0o600)
+
+    serve(scenario, unix_socket=path)
+    assert not path.exists()
+
+
+def test_connections_to_passed_sockets_wait_until_they_are_accepted(tmp_path: Path) -> None:
+    async def run() -> None:
+        rig = Rig()
+        path = tmp_path / "voiced.sock"
+        tcp, unix = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_UNIX)
+        unix.bind(str(path))
+        unix.listen()
+        server = Server(ServerOptions(port=1), rig.streams, passed=(tcp, unix))
+        await server.start(accept=False)
+        try:
+            assert server.port == tcp.getsockname()[1]
+            early = asyncio.create_task(
+                unix_connect(str(path), "ws://localhost/v1/stream").__aenter__()
+            )
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await reader.read(1)
+            assert not early.done()
+            await server.accept()
+            async with asyncio.timeout(60):
+                assert (await reader.read(100)).startswith(b"HTTP/1.1 200")
+                client = await early
+                await send(client, START, Stop())
+                assert isinstance((await rest(client))[-1], Ended)
+            writer.close()
+        finally:
+            await server.drain(deadline_s=5)
+            await server.close()
+        assert path.exists()  # it is systemd's
+
+    asyncio.run(run())
 
 
 def test_a_port_in_use_is_named_with_the_next_step() -> None:

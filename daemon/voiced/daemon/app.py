@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from voiced.audio.frames import StreamFormat
@@ -24,8 +26,10 @@ from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.server import Server, ServerOptions
 from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.statusline import status_line
 from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor
+from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.wire import AudioParams, Start
 from voiced.engine import store
 from voiced.engine.errors import EngineError, UnknownLanguage
@@ -39,6 +43,10 @@ FAKE_MODEL = "fake"
 
 EXIT_OK, EXIT_FAILED = 0, 1
 
+_HOLD_S = 5.0
+"""Longest that connections to passed sockets wait for the engine before they are served: who woke
+the daemon by connecting is better served late than refused, and told why if it takes longer."""
+
 
 class Daemon:
     """Everything that runs in one `voiced run`."""
@@ -49,6 +57,7 @@ class Daemon:
         *,
         notifier: Notifier | None = None,
         address_file: Path | None = None,
+        passed: Sequence[socket.socket] = (),
     ) -> None:
         """Build the parts; nothing runs, no port is taken.
 
@@ -56,6 +65,7 @@ class Daemon:
             settings: All of them.
             notifier: Told about readiness; default: the service manager of this process.
             address_file: Gets, as JSON, where the daemon listens, once it does.
+            passed: Listening sockets to serve instead of `server.host` and the like.
 
         Raises:
             BundleError: The model is not here.
@@ -83,8 +93,15 @@ class Daemon:
         status = None if microphone is None else lambda: microphone.status
         if status is not None:
             self._metrics.watch_microphone(status)
-        self._server = Server(server_options(settings), self._streams, microphone=status)
+        self._server = Server(
+            server_options(settings), self._streams, microphone=status, passed=passed
+        )
+        self._is_held = bool(passed)
+        self._has_tried_engine = asyncio.Event()
+        self._door: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
         self._microphone_task: asyncio.Task[None] | None = None
+        self._loop_beats = 0
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._supervisor = Supervisor(
@@ -96,13 +113,22 @@ class Daemon:
             ),
             drain_s=settings.limits.drain_s,
             notifier=self._notifier,
+            watchdog=Watchdog(
+                self._notifier,
+                {
+                    "audio": self._audio_beats,
+                    "bus": self._bus_beats,
+                    "engine": lambda: self._engine.beats,
+                },
+                status=self._status_line,
+            ),
             on_stopping=self._streams.refuse,
         )
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.
 
-        SIGHUP is such a signal where standard error is a terminal (it was closed), else ignored.
+        SIGHUP is such a signal where standard error is a terminal (it was closed), else a reload.
 
         Returns:
             The process's exit status: 0, or 1 when something did not end in time.
@@ -138,7 +164,50 @@ class Daemon:
         os._exit(EXIT_FAILED)
 
     def _on_hangup(self, number: signal.Signals) -> None:
-        logger.warning("ignored signal=%s: settings are read at the start alone", number.name)
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._tell_and_reload(), name="reload")
+            self._reloading.add_done_callback(self._on_task_done)
+
+    async def _tell_and_reload(self) -> None:
+        """Reload between the two words that the service manager waits for."""
+        if not self._supervisor.is_running:  # READY would be a lie
+            await self.reload()
+            return
+        self._notifier.reloading("reloading")
+        try:
+            await self.reload()
+        finally:
+            if self._supervisor.is_running:
+                self._notifier.ready(self._status_line() or "ready")
+
+    async def reload(self) -> None:
+        """Take over what SIGHUP asks for; the service manager is told around it."""
+        logger.warning("ignored signal=SIGHUP: settings are read at the start alone")
+
+    def _status_line(self) -> str | None:
+        if not self._supervisor.is_running:
+            return None
+        microphone = None if self._microphone is None else self._microphone.status
+        return status_line(
+            streams=len(self._streams),
+            max_streams=self._streams.max_streams,
+            load=self._engine.load(),
+            bundle=self._engine.info.bundle if self._engine.info else "",
+            reason="" if self._engine.ready else self._engine.reason,
+            microphone=microphone,
+        )
+
+    def _audio_beats(self) -> int | None:
+        """Rises while sound can be taken: the loop turns, and the microphone's thread does."""
+        self._loop_beats += 1
+        task = self._microphone_task
+        if self._microphone is None or task is None or task.done():
+            return self._loop_beats
+        return self._microphone.beats
+
+    def _bus_beats(self) -> int | None:
+        is_running = self._bus_task is not None and not self._bus_task.done()
+        return self._bus.beats if is_running else None
 
     def _on_task_done(self, task: asyncio.Task[None]) -> None:
         """A part's own task must not end before the daemon does."""
@@ -161,7 +230,10 @@ class Daemon:
         self._bus.close()
 
     async def _start_server(self) -> None:
-        await self._server.start()
+        await self._server.start(accept=not self._is_held)
+        if self._is_held:
+            self._door = asyncio.create_task(self._open_door(), name="door")
+            self._door.add_done_callback(self._on_task_done)
         if self._address_file is not None:
             write_addresses(
                 self._address_file,
@@ -169,12 +241,23 @@ class Daemon:
                     "pid": os.getpid(),
                     "host": self._settings.server.host,
                     "port": self._server.port,
+                    "unix_socket": self._settings.server.unix_socket,
                     "bus": self._bus.endpoint,
                     "ingest": self._bus.ingest_endpoint,
                 },
             )
 
+    async def _open_door(self) -> None:
+        """Serve those who wait at passed sockets, once the engine is up or is known not to be."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HOLD_S):
+                await self._has_tried_engine.wait()
+        await self._server.accept()
+
     async def _stop_server(self, left_s: float) -> None:
+        if self._door is not None:
+            self._door.cancel()
+            await asyncio.wait((self._door,))
         await self._server.close()
 
     async def _start_engine(self) -> None:
@@ -185,6 +268,7 @@ class Daemon:
         """
         for failures in itertools.count(1):
             error = await self._try_engine()
+            self._has_tried_engine.set()
             if error is None:
                 break
             delay_s = restart_delay_s(failures + 1)
@@ -332,6 +416,8 @@ def server_options(settings: Settings) -> ServerOptions:
     return ServerOptions(
         host=server.host,
         port=server.port,
+        unix_socket=None if server.unix_socket is None else Path(server.unix_socket),
+        unix_socket_mode=int(server.unix_socket_mode, 8),
         max_message_bytes=server.max_message_bytes,
         start_timeout_s=server.start_timeout_s,
         idle_timeout_s=server.idle_timeout_s,

@@ -10,12 +10,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import secrets
-import socket
-import stat
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import zmq
@@ -23,6 +21,7 @@ import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.daemon.errors import AddressRefused, EndpointInUse
+from voiced.daemon.listening import is_answered
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.wire import (
     VERSION,
@@ -73,6 +72,8 @@ class Bus:
         """Start id of this publisher; a new one restarts `seq`."""
         self.seq = 0
         """The last number used."""
+        self.beats = 0
+        """Heartbeats sent; rises while the bus works."""
         self.endpoint, self.ingest_endpoint = endpoint, ingest_endpoint
         """After `open`: the addresses actually bound."""
         self.on_intent: Callable[[Intent], None] | None = None
@@ -154,6 +155,7 @@ class Bus:
             self._send(
                 Heartbeat(stream="-", epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms())
             )
+            self.beats += 1
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
         while True:
@@ -233,7 +235,8 @@ class _Rejections:
 
 def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, setting: str) -> str:
     """Bind and return the address bound, in which a free port has been filled in."""
-    if endpoint.startswith("ipc://") and _is_answered(endpoint.removeprefix("ipc://")):
+    # libzmq would take over a socket on which somebody listens.
+    if endpoint.startswith("ipc://") and is_answered(Path(endpoint.removeprefix("ipc://"))):
         raise EndpointInUse(endpoint, setting)
     try:
         zmq_socket.bind(endpoint)
@@ -242,16 +245,3 @@ def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, set
             raise EndpointInUse(endpoint, setting) from error
         raise AddressRefused(setting, endpoint, zmq.strerror(error.errno or 0)) from error
     return zmq_socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
-
-
-def _is_answered(path: str) -> bool:
-    """Tell whether somebody listens on a Unix socket: libzmq would take a live one over."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(0.5)
-            probe.connect(path)
-    except OSError:
-        return False
-    return True

@@ -49,6 +49,7 @@ UNAVAILABLE = frozenset(
         "peer_unavailable",
         "port_in_use",
         "portaudio_missing",
+        "socket_in_use",
         "unreachable",
         "vad_unavailable",
     }

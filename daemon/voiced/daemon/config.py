@@ -33,6 +33,7 @@ OTHER_VARIABLES = frozenset(
         "VOICED_MODEL_DIR",
         "VOICED_MSLITE_PYTHON",
         "VOICED_PYTHON",
+        "VOICED_REQUIRE_BOOT",
         "VOICED_REQUIRE_DEVICE",
         "VOICED_REQUIRE_MODEL",
         "VOICED_REQUIRE_MSLITE",
@@ -58,6 +59,16 @@ class ServerSettings(_Section):
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(
         default=8765, ge=0, le=65_535, description="TCP port; 0 lets the system choose."
+    )
+    unix_socket: str | None = Field(
+        default=None,
+        pattern=r"^/\S+$",
+        description="Path of a Unix socket to listen on as well; absent: none.",
+    )
+    unix_socket_mode: str = Field(
+        default="0660",
+        pattern=r"^0?[0-7]{3}$",
+        description="Its permissions, octal.",
     )
     max_streams: int = Field(
         default=64, ge=1, le=10_000, description="Streams at once; the next one is refused."

@@ -12,12 +12,14 @@ DaemonError             base; `code` is stable and goes on the wire
 ├── StartTimeout        start_timeout: the engine was not ready within the time that is set
 ├── AddressRefused      address: the system cannot listen on the address that is set
 ├── PortInUse           port_in_use: another process listens on the TCP port
+├── SocketInUse         socket_in_use: another process listens on the Unix socket
 └── EndpointInUse       endpoint_in_use: another process is bound to the ZeroMQ endpoint
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 class DaemonError(Exception):
@@ -182,6 +184,22 @@ class PortInUse(DaemonError):
             f"port {self.port} on {self.host} is in use, probably by another daemon; "
             f"stop it (`ss -ltnp 'sport = :{self.port}'` shows who it is) "
             "or set another `server.port`"
+        )
+
+
+class SocketInUse(DaemonError):
+    """Another process listens on the Unix socket."""
+
+    code = "socket_in_use"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"socket {self.path} is in use, probably by another daemon; stop it "
+            "(`ss -lxp` shows who it is) or set another `server.unix_socket`"
         )
 
 

@@ -1,42 +1,12 @@
-"""Log lines on stderr: for people with time and level, for the journal with its priorities."""
+"""Log lines on stderr: what the daemon, its plugins and the command line set up."""
 
 from __future__ import annotations
 
 import logging
-import os
 import sys
-from collections.abc import Mapping
 from typing import TextIO
 
-_PRIORITIES = {
-    logging.DEBUG: 7,
-    logging.INFO: 6,
-    logging.WARNING: 4,
-    logging.ERROR: 3,
-    logging.CRITICAL: 2,
-}
-"""syslog(3) severities, which sd-daemon(3) takes as `<N>` in front of a line."""
-
-
-class JournalFormatter(logging.Formatter):
-    """Puts `<N>` in front of every line; the journal adds the time itself."""
-
-    def __init__(self) -> None:
-        super().__init__("%(name)s: %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write the record; a traceback's lines keep its priority."""
-        prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
-        return "\n".join(prefix + line for line in super().format(record).splitlines())
-
-
-def is_journal(stream: TextIO, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether `stream` is the one that systemd connected to the journal (`JOURNAL_STREAM`)."""
-    try:
-        status = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False
-    return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+from voiced.engine.loglines import formatter_for
 
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:
@@ -45,10 +15,7 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     Replaces what an earlier call set up.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
-    if is_journal(handler.stream):
-        handler.setFormatter(JournalFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    handler.setFormatter(formatter_for(handler.stream))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -123,10 +123,14 @@ class WaitWhenFull:
         self._room = threading.Semaphore(limit)
         self._items: asyncio.Queue[MicrophoneEvent | SourceBroke | None] = asyncio.Queue()
         self._closed = False
+        self.is_full = False
+        """Whether the thread waits for the loop to take something."""
 
     def put(self, item: MicrophoneEvent | SourceBroke | None) -> bool:
         """Thread side: hand an item over; false when the loop wants no more."""
+        self.is_full = True
         self._room.acquire()
+        self.is_full = False
         if self._closed:
             self._room.release()  # for the next put
             return False
@@ -174,11 +178,19 @@ class MicrophoneRunner:
         self._session: Session | None = None
         self._retry_at_ns = 0
         self._complaints = Complaints()
+        self._crossing: WaitWhenFull | None = None
+        self._beats = 0
 
     @property
     def status(self) -> MicrophoneStatus:
         """How it goes."""
         return self._status
+
+    @property
+    def beats(self) -> int | None:
+        """Rises with every event of the source; None while its thread waits for the loop."""
+        is_waiting = self._crossing is None or self._crossing.is_full
+        return None if is_waiting else self._beats
 
     def stop(self) -> None:
         """Stop recording; `run` finishes the session and returns."""
@@ -192,12 +204,14 @@ class MicrophoneRunner:
         stream has nobody left to wait for its last answer.
         """
         crossing = WaitWhenFull(_CROSSING_EVENTS, asyncio.get_running_loop())
+        self._crossing = crossing
         thread = threading.Thread(target=self._pump, args=(crossing,), name="microphone")
         thread.start()
         try:
             is_over = False
             while not is_over:
                 event = await crossing.get()
+                self._beats += 1
                 is_over = event is None
                 try:
                     await self._handle(event)

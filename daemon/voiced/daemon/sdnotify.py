@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,11 @@ class Notifier:
         self._address = "\0" + address[1:] if address and address[0] == "@" else address
         self._has_failed = False
 
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a manager to talk to."""
+        return self._address is not None
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Notifier:
         """Read `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`."""
@@ -39,6 +45,13 @@ class Notifier:
     def ready(self, status: str) -> None:
         """Start-up is finished."""
         self._send(f"READY=1\nSTATUS={_line(status)}", wait_s=_READY_WAIT_S)
+
+    def reloading(self, status: str) -> None:
+        """A reload has begun; `ready` must follow, whatever comes of it."""
+        # CLOCK_MONOTONIC, of which the manager wants to know that it is after its signal.
+        now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+        state = f"RELOADING=1\nMONOTONIC_USEC={now_us}\nSTATUS={_line(status)}"
+        self._send(state, wait_s=_READY_WAIT_S)
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""

@@ -1,4 +1,4 @@
-"""HTTP and WebSocket on one TCP port, with the `websockets` library."""
+"""HTTP and WebSocket on a TCP port, a Unix socket or what systemd passes; with `websockets`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import http
 import ipaddress
 import logging
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +32,7 @@ from voiced.daemon.errors import (
     StreamRefused,
     TooManyStreams,
 )
+from voiced.daemon.listening import bind_unix, describe
 from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.outbox import Outbox
@@ -62,6 +65,9 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8765
     """0 takes a free port."""
+    unix_socket: Path | None = None
+    """Listened on as well."""
+    unix_socket_mode: int = 0o660
     max_message_bytes: int = 1 << 20
     """A longer WebSocket message closes the connection with 1009, before it is read."""
     max_queue: int = 8
@@ -99,52 +105,69 @@ class Server:
         streams: Streams,
         *,
         microphone: Callable[[], MicrophoneStatus] | None = None,
+        passed: Sequence[socket.socket] = (),
     ) -> None:
-        """Nothing runs; `microphone`, where there is one, is shown by `/readyz`."""
+        """Nothing runs.
+
+        Args:
+            settings: Where to listen and what to take.
+            streams: What clients open.
+            microphone: Where there is one, it is shown by `/readyz`.
+            passed: Listening sockets to serve instead of binding any; taken over.
+        """
         self._settings, self._streams = settings, streams
+        self._passed = tuple(passed)
         self._microphone = microphone
         self._metrics = streams.metrics
         self._clients: set[_Client] = set()
         self._connections: dict[ServerConnection, None] = {}
         """Every TCP connection, oldest first, those too that have not sent a request yet."""
-        self._listener: WebSocketServer | None = None
+        self._listeners: list[WebSocketServer] = []
+        self._own_path: Path | None = None
+        """A socket in the file system that we made and remove."""
 
     @property
     def port(self) -> int:
-        """The TCP port, once started."""
-        if self._listener is None:
+        """The TCP port, once started; 0 where there are Unix sockets alone."""
+        if not self._listeners:
             raise RuntimeError("server has no port before it is started")
-        return int(next(iter(self._listener.sockets)).getsockname()[1])
+        names = (each.getsockname() for server in self._listeners for each in server.sockets)
+        return next((int(name[1]) for name in names if isinstance(name, tuple)), 0)
 
-    async def start(self) -> None:
+    async def start(self, *, accept: bool = True) -> None:
         """Listen.
 
+        Args:
+            accept: False leaves connections to sockets that were passed in the kernel's queue
+                until `accept` is called.
+
         Raises:
-            PortInUse: Another process has the port.
+            PortInUse, SocketInUse: Another process listens there.
             AddressRefused: The address cannot be bound for another reason.
         """
         settings = self._settings
+        if self._passed:
+            for each in self._passed:
+                self._listeners.append(await self._serve(sock=each, start_serving=accept))
+        else:
+            self._listeners.append(await self._serve_port())
+            if settings.unix_socket is not None:
+                bound = bind_unix(settings.unix_socket, settings.unix_socket_mode)
+                self._own_path = settings.unix_socket
+                self._listeners.append(await self._serve(sock=bound))
+        names = [describe(each) for server in self._listeners for each in server.sockets]
+        origin = "passed" if self._passed else "bound"
+        logger.info("server open on=%s sockets=%s", ",".join(names), origin)
+
+    async def accept(self) -> None:
+        """Take connections, if `start` did not."""
+        for server in self._listeners:
+            await server.start_serving()
+
+    async def _serve_port(self) -> WebSocketServer:
+        settings = self._settings
         try:
-            self._listener = await serve(
-                self._serve_client,
-                settings.host,
-                settings.port,
-                process_request=self._on_request,
-                create_connection=_tracked(
-                    self._connections, settings.max_connections, settings.outbox_bytes
-                ),
-                compression=None,
-                max_size=settings.max_message_bytes,
-                max_queue=settings.max_queue,
-                open_timeout=settings.open_timeout_s,
-                close_timeout=settings.close_timeout_s,
-                ping_interval=settings.ping_interval_s,
-                # A pong waits behind unread audio: a client that we slow down must not be cut
-                # for it. Idle and send time-outs find the dead ones.
-                ping_timeout=None,
-                server_header=None,
-                logger=_library_logger,
-            )
+            return await self._serve(host=settings.host, port=settings.port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(settings.host, settings.port) from error
@@ -154,7 +177,28 @@ class Server:
             number = errno.EADDRNOTAVAIL if error.errno is None else error.errno
             reason = os.strerror(number) if number > 0 else error.strerror or str(error)
             raise AddressRefused("server.host", address, reason) from error
-        logger.info("server open host=%s port=%d", settings.host, self.port)
+
+    async def _serve(self, **where: Any) -> WebSocketServer:
+        settings = self._settings
+        return await serve(
+            self._serve_client,
+            process_request=self._on_request,
+            create_connection=_tracked(
+                self._connections, settings.max_connections, settings.outbox_bytes
+            ),
+            compression=None,
+            max_size=settings.max_message_bytes,
+            max_queue=settings.max_queue,
+            open_timeout=settings.open_timeout_s,
+            close_timeout=settings.close_timeout_s,
+            ping_interval=settings.ping_interval_s,
+            # A pong waits behind unread audio: a client that we slow down must not be cut
+            # for it. Idle and send time-outs find the dead ones.
+            ping_timeout=None,
+            server_header=None,
+            logger=_library_logger,
+            **where,
+        )
 
     async def drain(self, *, deadline_s: float) -> None:
         """End every client's stream and tell it: last finals, `ended`, close 1001.
@@ -171,13 +215,17 @@ class Server:
 
     async def close(self) -> None:
         """Stop listening and cut what is still connected."""
-        if self._listener is None:
+        if not self._listeners:
             return
-        listener, self._listener = self._listener, None
-        listener.close(close_connections=False)
+        listeners, self._listeners = self._listeners, []
+        for server in listeners:
+            server.close(close_connections=False)
         for connection in list(self._connections):
             connection.transport.abort()
-        await listener.wait_closed()
+        for server in listeners:
+            await server.wait_closed()
+        if self._own_path is not None:
+            self._own_path.unlink(missing_ok=True)
         logger.info("server closed")
 
     # ---- HTTP ------------------------------------------------------------------------------

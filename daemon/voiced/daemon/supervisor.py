@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from voiced.daemon.sdnotify import Notifier
+from voiced.daemon.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Supervisor:
         *,
         drain_s: float,
         notifier: Notifier,
+        watchdog: Watchdog | None = None,
         on_stopping: Callable[[], None] = lambda: None,
     ) -> None:
         """Take the parts in the order of their start.
@@ -50,12 +52,17 @@ class Supervisor:
             parts: What to run.
             drain_s: Time for all stops together.
             notifier: Told about every change.
+            watchdog: Runs beside the parts, from the first start to the last stop; default: one
+                that feeds the notifier while the loop turns.
             on_stopping: Called first when the end begins: refuse new work from here on.
         """
         self._parts = tuple(parts)
         self._drain_s = drain_s
         self._notifier = notifier
+        self._watchdog = watchdog or Watchdog(notifier)
         self._on_stopping = on_stopping
+        self.is_running = False
+        """Between READY and the begin of the end."""
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Start everything, wait for `stop`, stop everything.
@@ -69,13 +76,14 @@ class Supervisor:
         begun: list[Part] = []
         starting = asyncio.create_task(self._start(begun), name="supervisor-start")
         stopped = asyncio.create_task(stop.wait(), name="supervisor-stop")
-        watchdog = asyncio.create_task(self._watchdog(), name="supervisor-watchdog")
+        watchdog = asyncio.create_task(self._watchdog.run(), name="supervisor-watchdog")
         try:
             await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
                 await stopped
         finally:
+            self.is_running = False
             self._notifier.stopping("draining")
             self._on_stopping()
             await _cancel(starting, stopped)
@@ -90,6 +98,7 @@ class Supervisor:
             begun.append(part)
             await part.start()
             logger.debug("started part=%s", part.name)
+        self.is_running = True
         self._notifier.ready("ready")
         logger.info("ready start_s=%.2f", time.monotonic() - began_s)
 
@@ -109,13 +118,6 @@ class Supervisor:
                 is_clean = False
                 logger.error("stop failed part=%s", part.name, exc_info=error)
         return is_clean
-
-    async def _watchdog(self) -> None:
-        if self._notifier.watchdog_s is None:
-            return
-        while True:
-            self._notifier.watchdog()
-            await asyncio.sleep(self._notifier.watchdog_s / 3)
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:

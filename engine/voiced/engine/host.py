@@ -275,11 +275,23 @@ class EngineHost:
         self.info: EngineInfo | None = None
         self.rss_bytes = 0
         self.peak_rss_bytes = 0
+        self._beats = 0
+        self._is_resting = False
 
     @property
     def worker_pid(self) -> int | None:
         """Process that holds the model, also while it loads; None while there is none."""
         return self._worker.pid if self._worker is not None else None
+
+    @property
+    def beats(self) -> int | None:
+        """Rises with every word of a worker and every start of one.
+
+        None while nothing is to be expected: before the start, in the pause before the next
+        worker, and from the stop on.
+        """
+        is_idle = not self._tasks or self._is_resting or self._is_stopping
+        return None if is_idle else self._beats
 
     async def start(self, progress: Callable[[str], None] | None = None) -> EngineInfo:
         """Start the worker; see `Engine.start`."""
@@ -427,6 +439,7 @@ class EngineHost:
         Raises:
             EngineError: It cannot start, in its own words where it had any.
         """
+        self._beats += 1
         self._worker = worker = await WorkerProcess.start(self._context, self._config)
         try:
             self.info = await self._until_ready(worker, progress)
@@ -445,6 +458,7 @@ class EngineHost:
             async with asyncio.timeout(_LOADING_S) as limit:
                 while True:
                     message = await worker.receive(_TICK_S)
+                    self._beats += message is not None
                     match message:
                         case ipc.Hello() if message.protocol != ipc.PROTOCOL:
                             found = f"engine worker speaks protocol {message.protocol}"
@@ -476,7 +490,9 @@ class EngineHost:
             while not self.ready:
                 delay_s = restart_delay_s(self._deaths_in_a_row)
                 logger.warning("engine worker is replaced in_s=%.1f: %s", delay_s, self.reason)
+                self._is_resting = True
                 await asyncio.sleep(delay_s)
+                self._is_resting = False
                 self._restarts += 1
                 try:
                     await self._launch(lambda text: logger.info("engine worker: %s", text))
@@ -492,6 +508,7 @@ class EngineHost:
             while quiet_ticks < _QUIET_TICKS:
                 message = await self._worker.receive(_TICK_S)
                 quiet_ticks = quiet_ticks + 1 if message is None else 0
+                self._beats += message is not None
                 self._hear(message)
         except (EngineDead, ipc.IpcError) as error:
             return str(error)

@@ -25,6 +25,7 @@ import zmq
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
 from voiced.engine.errors import EngineError
+from voiced.engine.loglines import formatter_for
 from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals
@@ -193,11 +194,9 @@ def _run_as_process() -> int:
     except ipc.IpcError as error:
         print(f"voiced.engine.worker is started by the voiced daemon: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=launch.log_level,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter_for(sys.stderr))
+    logging.basicConfig(handlers=[handler], level=launch.log_level)
     return main(launch.config, launch.endpoint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 from voiced.daemon import logs
 from voiced.daemon.config import load
+from voiced.daemon.listening import passed_sockets
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ def run(
     # Importing takes a moment, too; the daemon itself takes the signals over.
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGHUP, _end_at_once if sys.stderr.isatty() else signal.SIG_IGN)
+    # The watchdog's SIGABRT leaves every thread's stack in the log.
+    faulthandler.enable()
+    passed = passed_sockets()
     loaded = load(file=config_file, flags=flags)
     settings = loaded.settings
     logs.configure(settings.logging.level)
@@ -53,7 +58,7 @@ def run(
     async def serve() -> int:
         from voiced.daemon.app import Daemon
 
-        return await Daemon(settings, address_file=address_file).run()
+        return await Daemon(settings, address_file=address_file, passed=passed).run()
 
     return asyncio.run(serve())
 
