@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
+from voiced.daemon.cli_live import add_commands
 from voiced.daemon.commands.pipes import (
     drop_unwritten_output,
     ends_with_its_reader,
@@ -745,6 +746,9 @@ def _bench_frontend(
             json_path=json_path,
         )
     )
+
+
+add_commands(app, bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------

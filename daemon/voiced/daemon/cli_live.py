@@ -1,0 +1,184 @@
+"""Commands that measure with live streams; wired into `cli.py`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from voiced.daemon.commands.live import Served
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Stream of a running daemon; default: one is started.", metavar="URL"
+    ),
+]
+Bus = Annotated[str | None, typer.Option("--bus", help="Bus of that daemon.", metavar="ENDPOINT")]
+Pid = Annotated[
+    int | None, typer.Option("--pid", help="Process of that daemon, for CPU and memory.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="Settings of the daemon that is started; default: none.",
+        metavar="FILE",
+        dir_okay=False,
+    ),
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="A setting of it; may be repeated.", metavar="SECTION.KEY=VALUE"),
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Bundle name or folder; default whisper-base.", metavar="NAME"),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", help="Runtime of the graphs; default onnxruntime.", metavar="NAME"),
+]
+Clips = Annotated[
+    Path | None,
+    typer.Option(
+        "--clips",
+        help="Folder of recordings; default: the few short ones of the demo.",
+        metavar="DIR",
+    ),
+]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Only this set of it; may be repeated.")
+]
+PerLanguage = Annotated[
+    int, typer.Option("--per-language", help="Different clips of a language.", min=1)
+]
+Language = Annotated[
+    str | None,
+    typer.Option("--language", help="Language of folders that name none.", metavar="CODE"),
+]
+Partials = Annotated[bool, typer.Option(help="Ask for partial results or not.")]
+Seed = Annotated[int, typer.Option(help="Another seed is another dialogue.", min=0)]
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", help="Also write everything to FILE.", metavar="FILE")
+]
+
+
+def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], None]) -> None:
+    """Wire the commands below into the command line.
+
+    Args:
+        root: `voiced`.
+        bench: `voiced bench`.
+        done: Ends the program with a status.
+    """
+
+    @bench.command("load")
+    def _load(
+        streams: Annotated[
+            list[int] | None,
+            typer.Option(help="Live streams at once; repeated: one run for each.", min=1),
+        ] = None,
+        seconds: Annotated[float, typer.Option(help="Length of a run.", min=5)] = 60.0,
+        partials: Partials = True,
+        message_ms: Annotated[
+            int, typer.Option(help="Sound in one message, ms.", min=5, max=1000)
+        ] = 50,
+        check: Annotated[
+            bool, typer.Option(help="Hold texts against what the same weights write offline.")
+        ] = True,
+        url: Url = None,
+        bus: Bus = None,
+        pid: Pid = None,
+        config: Config = None,
+        assignments: With = None,
+        model: Model = None,
+        backend: Backend = None,
+        clips: Clips = None,
+        sets: Sets = None,
+        per_language: PerLanguage = 24,
+        language: Language = None,
+        seed: Seed = 0,
+        json_path: JsonFile = None,
+    ) -> None:
+        """Live dialogue over WebSockets: delays, losses, CPU, memory, and a client's ledger."""
+        from voiced.daemon.commands.live import load
+
+        done(
+            load(
+                served=_served(url, bus, pid, config, assignments, model, backend),
+                streams=streams or [4],
+                seconds=seconds,
+                partials=partials,
+                message_ms=message_ms,
+                seed=seed,
+                clips=clips,
+                sets=sets or (),
+                per_language=per_language,
+                language=language,
+                check=check,
+                json_path=json_path,
+            )
+        )
+
+    @bench.command("soak")
+    def _soak(
+        minutes: Annotated[float, typer.Option(help="Length of the run.", min=0.1)] = 120.0,
+        streams: Annotated[int, typer.Option(help="Live streams at once.", min=1)] = 4,
+        partials: Partials = True,
+        url: Url = None,
+        bus: Bus = None,
+        pid: Pid = None,
+        config: Config = None,
+        assignments: With = None,
+        model: Model = None,
+        backend: Backend = None,
+        clips: Clips = None,
+        sets: Sets = None,
+        per_language: PerLanguage = 24,
+        language: Language = None,
+        seed: Seed = 0,
+        json_path: JsonFile = None,
+    ) -> None:
+        """The same for hours, with a verdict: flat delay, flat memory, nothing lost or doubled."""
+        from voiced.daemon.commands.live import soak
+
+        done(
+            soak(
+                served=_served(url, bus, pid, config, assignments, model, backend),
+                streams=streams,
+                minutes=minutes,
+                partials=partials,
+                seed=seed,
+                clips=clips,
+                sets=sets or (),
+                per_language=per_language,
+                language=language,
+                json_path=json_path,
+            )
+        )
+
+
+def _served(
+    url: str | None,
+    bus: str | None,
+    pid: int | None,
+    config: Path | None,
+    assignments: list[str] | None,
+    model: str | None,
+    backend: str | None,
+) -> Served:
+    from voiced.daemon.commands.live import Served
+
+    return Served(
+        url=url,
+        bus=bus,
+        pid=pid,
+        model=model,
+        backend=backend,
+        config=config,
+        assignments=assignments or (),
+    )
