@@ -13,8 +13,8 @@ from voiced.daemon.config import (
     ConfigError,
     Loaded,
     Settings,
-    backend_options,
     connectable,
+    engine_options,
     load,
     parse_assignment,
     show,
@@ -241,8 +241,18 @@ def test_a_section_inside_a_section_is_read_from_every_source(tmp_path: Path) ->
     assert value_of(loaded.settings, "engine.mindspore_lite.device") == "ascend:1"
     assert loaded.origins["engine.mindspore_lite.python"].endswith("voiced.toml")
     options = {"mindspore_lite.python": "/opt/p37", "mindspore_lite.device": "ascend:1"}
-    assert backend_options(loaded.settings.engine, "mindspore_lite") == options
-    assert backend_options(loaded.settings.engine, "onnxruntime") == {}
+    assert engine_options(loaded.settings.engine, "mindspore_lite") == options
+    assert engine_options(loaded.settings.engine, "onnxruntime") == {}
+
+
+def test_only_what_is_set_of_a_model_family_reaches_the_engine(tmp_path: Path) -> None:
+    text = '[engine.fireredasr]\nspaces = false\ntext_steps = ["itn", "dots"]\neos_penalty = 0.9\n'
+    assert engine_options(load_text(tmp_path, text).settings.engine, "onnxruntime") == {
+        "fireredasr.spaces": "0",
+        "fireredasr.text_steps": "itn,dots",
+        "fireredasr.eos_penalty": "0.9",
+    }
+    assert engine_options(load_text(tmp_path, "").settings.engine, "onnxruntime") == {}
 
 
 def test_a_problem_in_a_section_inside_a_section_names_the_whole_key(tmp_path: Path) -> None:

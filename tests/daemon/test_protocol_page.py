@@ -41,7 +41,7 @@ PARTS = {
 }
 COMMON = {field.name for field in msgspec.structs.fields(Message)}
 
-NOT_ON_THE_WIRE = {"bundle", "fetch", "backend_unavailable"}
+NOT_ON_THE_WIRE = {"bundle", "fetch", "backend_unavailable", "text_policy"}
 """Codes of errors that keep the daemon from starting."""
 
 

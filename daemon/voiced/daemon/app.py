@@ -19,7 +19,7 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import ConfigError, Problem, Settings, backend_options
+from voiced.daemon.config import ConfigError, Problem, Settings, engine_options
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
@@ -32,7 +32,7 @@ from voiced.daemon.supervisor import Part, Supervisor
 from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.wire import AudioParams, Start
 from voiced.engine import store
-from voiced.engine.errors import EngineError, UnknownLanguage
+from voiced.engine.errors import EngineError, TextPolicyUnavailable, UnknownLanguage
 from voiced.engine.host import EngineHost, restart_delay_s
 from voiced.engine.types import EngineConfig
 
@@ -284,7 +284,7 @@ class Daemon:
                 await self._engine.start()
         except TimeoutError:
             raise StartTimeout(limit_s) from None
-        except UnknownLanguage:
+        except (UnknownLanguage, TextPolicyUnavailable):
             raise  # only other settings can mend it
         except EngineError as error:
             return error
@@ -395,7 +395,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,
         max_segment_s=settings.vad.max_segment_s,
-        options=backend_options(engine, engine.backend),
+        options=engine_options(engine, engine.backend),
     )
 
 

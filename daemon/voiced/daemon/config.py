@@ -121,6 +121,44 @@ class MindsporeLiteSettings(_Section):
     )
 
 
+class FireRedSettings(_Section):
+    """Bundles of the family FireRedASR; others ignore it."""
+
+    casing: Literal["model", "upper", "lower"] = Field(
+        default="model",
+        description="Latin letters: as published with the model's version, 1 upper and 2 lower, or "
+        "always so.",
+    )
+    spaces: bool = Field(
+        default=True, description="A space between Mandarin and Latin words or digits."
+    )
+    text_steps: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], ...] = Field(
+        default=(),
+        description="What final texts go through, in order: `itn` (numbers as digits, needs the "
+        "extra `itn`), or names that installed packages register in the entry point group "
+        "`voiced.text`, such as one that punctuates.",
+    )
+    partials: Literal["ctc", "beam"] = Field(
+        default="ctc",
+        description="Partials from the CTC head where the model has one, without decoding, or "
+        "decoded greedily.",
+    )
+    eos_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Factor of the end's log-probability, below 1 for shorter texts; absent: the "
+        "bundle's, 1.",
+    )
+    length_penalty: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="Exponent of the division by length, above 0 for longer texts; absent: the "
+        "bundle's, 0.6.",
+    )
+
+
 class EngineSettings(_Section):
     """The recogniser and its worker process."""
 
@@ -144,7 +182,13 @@ class EngineSettings(_Section):
         default=None,
         description="Language of streams that pin none; absent: chosen for each segment.",
     )
-    beam: int = Field(default=5, ge=1, le=16, description="Hypotheses kept for finals.")
+    beam: int | None = Field(
+        default=None,
+        ge=1,
+        le=16,
+        description="Hypotheses kept for finals; absent: as published with the model, Whisper 5, "
+        "FireRedASR 3.",
+    )
     n_best: int = Field(
         default=0,
         ge=0,
@@ -167,6 +211,7 @@ class EngineSettings(_Section):
         description="An engine call longer than this means a hung worker, which is replaced.",
     )
     mindspore_lite: MindsporeLiteSettings = MindsporeLiteSettings()
+    fireredasr: FireRedSettings = FireRedSettings()
 
 
 class VadSettings(_Section):
@@ -435,8 +480,23 @@ def value_of(settings: Settings, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), settings)
 
 
-def backend_options(engine: EngineSettings, backend: str) -> dict[str, str]:
-    """`EngineConfig.options` of a backend: what it alone is told."""
+def engine_options(engine: EngineSettings, backend: str) -> dict[str, str]:
+    """`EngineConfig.options`: what one backend, or one model family, alone is told."""
+    return _backend_options(engine, backend) | _family_options(engine.fireredasr)
+
+
+def _family_options(family: FireRedSettings) -> dict[str, str]:
+    given = family.model_dump(exclude_defaults=True)
+    return {f"fireredasr.{key}": _option(value) for key, value in given.items()}
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return str(int(value))
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _backend_options(engine: EngineSettings, backend: str) -> dict[str, str]:
     if backend != "mindspore_lite":
         return {}
     lite = engine.mindspore_lite

@@ -9,6 +9,8 @@ EngineError             base; `code` is stable and goes on the wire
 ├── BackendFailed       backend_failed: the runtime raised while running
 │   └── StateLost       state_lost: and what it had computed is gone; begin again
 ├── UnknownLanguage     unknown_language: the model does not know a pinned or configured language
+├── TextPolicyUnavailable  text_policy: a step of the text's treatment is not installed
+├── SegmentTooLong      too_long: the model cannot take a segment of that length
 ├── EngineBusy          busy: the queue is full; try again later
 ├── DeadlineExceeded    deadline: the answer would come too late
 ├── Superseded          superseded: a newer revision of the same segment took its place
@@ -93,6 +95,18 @@ class UnknownLanguage(EngineError):
     """A stream pins, or the settings name, a language that the model does not know."""
 
     code = "unknown_language"
+
+
+class TextPolicyUnavailable(EngineError):
+    """A step that the settings name for texts does not exist or cannot be imported."""
+
+    code = "text_policy"
+
+
+class SegmentTooLong(EngineError):
+    """The segment is longer than anything the model can be asked."""
+
+    code = "too_long"
 
 
 class EngineBusy(EngineError):

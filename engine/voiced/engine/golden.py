@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voiced.engine.backends.base import Backend
+from voiced.engine.buffers import Float
 from voiced.engine.bundle import Bundle, Manifest
 from voiced.engine.errors import BundleError
 from voiced.engine.types import Gear
@@ -22,6 +23,9 @@ GOLDEN_OUTPUT = "golden-output.npz"
 
 TOLERANCE = 0.05
 """Largest allowed error, relative to the largest value of the tensor."""
+
+_FIRST = 5
+"""Candidates for the first token that are stored."""
 
 Answer = dict[str, npt.NDArray[Any]]
 
@@ -33,20 +37,37 @@ def answer(root: Path, manifest: Manifest, pcm: npt.NDArray[np.int16], backend: 
         `cross_k`, `cross_v`: every 8th value of the first layer; `scores` float32[k] and `tokens`
         int32[k]: the first token's candidates, best first.
     """
+    gear = Gear(min(g.frames for g in manifest.gears))
+    ask = _ask_fireredasr if manifest.family == "fireredasr" else _ask_whisper
+    k, v, scores, tokens = ask(root, manifest, pcm, backend, gear)
+    return {"cross_k": k[::8].copy(), "cross_v": v[::8].copy(), "scores": scores, "tokens": tokens}
+
+
+_Asked = tuple[Float, Float, Float, npt.NDArray[np.int32]]
+
+
+def _ask_whisper(
+    root: Path, manifest: Manifest, pcm: npt.NDArray[np.int16], backend: Backend, gear: Gear
+) -> _Asked:
     from voiced.engine.families.whisper_model import WhisperModel
 
     model = WhisperModel(root, manifest, backend, threads=1, max_batch=1, max_beam=1)
-    gear = Gear(min(g.frames for g in manifest.gears))
     with model.lend(gear) as loan:
         loan.prefill([model.features(pcm, gear)])
-        scores, tokens = model.first_tokens(loan, language=model.languages[0], top=5)
-        k, v = loan.sample()
-        return {
-            "cross_k": k[::8].copy(),
-            "cross_v": v[::8].copy(),
-            "scores": scores,
-            "tokens": tokens,
-        }
+        scores, tokens = model.first_tokens(loan, language=model.languages[0], top=_FIRST)
+        return *loan.sample(), scores, tokens
+
+
+def _ask_fireredasr(
+    root: Path, manifest: Manifest, pcm: npt.NDArray[np.int16], backend: Backend, gear: Gear
+) -> _Asked:
+    from voiced.engine.families.fireredasr_model import FireRedModel
+
+    model = FireRedModel(root, manifest, backend, threads=1, max_batch=1)
+    with model.lend(gear) as loan:
+        loan.prefill([model.features(pcm)[: gear.frames]])
+        scores, tokens = model.first_tokens(loan, top=_FIRST)
+        return *loan.sample(), scores, tokens
 
 
 def check(bundle: Bundle, backend: Backend | None = None) -> str:

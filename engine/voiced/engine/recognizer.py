@@ -63,10 +63,14 @@ def load_recognizer(config: EngineConfig, backend: Backend | None = None) -> Rec
         from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 
         return WhisperRecognizer(bundle, config, backend)
+    if bundle.manifest.family == "fireredasr":
+        from voiced.engine.families.fireredasr_recognizer import FireRedRecognizer
+
+        return FireRedRecognizer(bundle, config, backend)
     raise BundleError(
         bundle.root,
         found=f"family {bundle.manifest.family}",
-        expected="a speech recognition model (family whisper)",
+        expected="a speech recognition model (family whisper or fireredasr)",
         next_step="choose another with --model; `voiced model list` shows what there is",
     )
 

@@ -127,8 +127,9 @@ class EngineConfig:
     """Threads of one graph call."""
     languages: tuple[str, ...] = ("en", "zh")
     """Candidates when a segment pins no language."""
-    beam: int = 5
-    """Hypotheses kept for finals and eager requests; partials are greedy."""
+    beam: int | None = None
+    """Hypotheses kept for finals and eager requests; partials are greedy. None: as many as the
+    model was published with."""
     n_best: int = 0
     """Alternatives returned with a final; at most `beam` are found."""
     max_batch: int = 4

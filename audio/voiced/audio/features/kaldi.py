@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ Float = npt.NDArray[np.float32]
 HOP = 160
 WINDOW = 400
 MELS = 80
-VARIANCE_FLOOR = 1e-20
 
 
 def frames_of(samples: int) -> int:
@@ -38,20 +38,18 @@ class Cmvn:
     inverse_std: npt.NDArray[np.float64]
 
     @classmethod
-    def of_statistics(cls, statistics: npt.NDArray[np.float64]) -> Cmvn:
-        """Derive it from Kaldi's float64[2, bins + 1]: sums and count, sums of squares.
+    def read(cls, path: Path, mels: int = MELS) -> Cmvn:
+        """Read a bundle's file: float64[2, mels], means and inverse standard deviations.
 
         Raises:
-            ValueError: The shape is another, or nothing was counted.
+            ValueError: The file has another size.
         """
-        if statistics.ndim != 2 or statistics.shape[0] != 2 or statistics.shape[1] < 2:
-            raise ValueError(f"CMVN statistics have shape {statistics.shape}; expected (2, bins+1)")
-        count = statistics[0, -1]
-        if not count >= 1:
-            raise ValueError(f"CMVN statistics count {count} frames; expected at least 1")
-        mean = statistics[0, :-1] / count
-        variance = np.maximum(statistics[1, :-1] / count - mean * mean, VARIANCE_FLOOR)
-        return cls(mean, 1.0 / np.sqrt(variance))
+        values = np.fromfile(path, np.float64)
+        if values.size != 2 * mels:
+            raise ValueError(
+                f"{path.name}: found {values.size} numbers, expected {2 * mels}: float64[2, {mels}]"
+            )
+        return cls(*values.reshape(2, mels))
 
     def __call__(self, features: Float) -> Float:
         """Normalise float32[frames, bins]."""

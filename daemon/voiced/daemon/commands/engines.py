@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from voiced.engine import store
+from voiced.engine.bundle import MANIFEST_NAME
 from voiced.engine.types import EngineConfig
 
 FAKE = "fake"
@@ -22,15 +25,17 @@ def engine_config(
 ) -> EngineConfig:
     """Find the bundle; what is None takes the engine's default.
 
-    A backend's own settings come from the configuration file and the environment.
+    A backend's or a model family's own settings come from the configuration file and the
+    environment.
 
     Raises:
         BundleError: There is no such bundle.
-        ConfigError: The backend's own settings are wrong.
+        ConfigError: Those settings are wrong.
     """
     name = model or DEFAULT_MODEL
     folder = FAKE if name == FAKE else str(store.resolve(name))
-    own = {} if backend in (None, "onnxruntime") else _own_settings(str(backend))
+    plain = backend in (None, "onnxruntime") and _family(folder) != "fireredasr"
+    own = {} if plain else _own_settings(backend or "onnxruntime")
     config = EngineConfig(bundle_dir=folder, threads=threads, options=own | dict(options or {}))
     return replace(
         config,
@@ -40,6 +45,14 @@ def engine_config(
 
 
 def _own_settings(backend: str) -> dict[str, str]:
-    from voiced.daemon.config import backend_options, load
+    from voiced.daemon.config import engine_options, load
 
-    return backend_options(load().settings.engine, backend)
+    return engine_options(load().settings.engine, backend)
+
+
+def _family(folder: str) -> str:
+    """The bundle's family; empty where it cannot be told, which opening it will say better."""
+    try:
+        return str(json.loads((Path(folder) / MANIFEST_NAME).read_bytes())["family"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

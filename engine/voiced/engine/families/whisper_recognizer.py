@@ -36,6 +36,9 @@ from voiced.engine.types import (
 Pcm = npt.NDArray[np.int16]
 
 
+PUBLISHED_BEAM = 5
+"""Of the published figures of the family."""
+
 _BATCH_FRAMES = 100
 """Gears within so many feature frames (1 s) are batched."""
 
@@ -60,7 +63,7 @@ class WhisperRecognizer:
         options = config.options
         tail = options.get("tail")
         self._pad_30s = options.get("pad_30s") == "1"
-        self._beam = config.beam
+        self._beam = config.beam or PUBLISHED_BEAM
         self._n_best = config.n_best
         self._languages = config.languages
         self._live_s = config.max_segment_s
@@ -71,7 +74,7 @@ class WhisperRecognizer:
             backend,
             threads=config.threads,
             max_batch=config.max_batch,
-            max_beam=config.beam,
+            max_beam=self._beam,
             tail_frames=None if tail is None else int(tail),
         )
         self._max_batch = self.model.max_batch
