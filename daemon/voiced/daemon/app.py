@@ -125,6 +125,11 @@ class Daemon:
             on_stopping=self._streams.refuse,
         )
 
+    @property
+    def open_streams(self) -> int:
+        """Streams that are open now, the microphone's included."""
+        return len(self._streams)
+
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.
 

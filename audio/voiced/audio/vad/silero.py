@@ -1,22 +1,23 @@
 """silero-vad 6 (MIT) on ONNX Runtime, several windows per call.
 
-Two graphs of the silero-vad wheel are understood, told apart by their inputs:
+Two graphs are understood, told apart by their inputs:
 
-- `silero_vad_16k_sequence.onnx` takes any number of consecutive windows per call;
-- `silero_vad_16k_op15.onnx` takes one, its LSTM state as one tensor.
+- one that takes any number of consecutive windows per call: the wheel's
+  `silero_vad_16k_sequence.onnx`, and the bundle's, the same network written out for batches;
+- `silero_vad_16k_op15.onnx`, which takes one window, its LSTM state as one tensor.
 
-They hold the same weights and give bit-identical probabilities. CPU time per second of audio, one
-thread, 2-core AMD EPYC, onnxruntime 1.32, numpy 2.4, best of 7 runs over 11 s of speech:
+They hold the same weights. Milliseconds per second of audio, one thread, two shared cores (AMD
+EPYC), both busy, onnxruntime 1.32, median of 60 calls. Cold: 16 MB of other memory written before
+each call, as in a daemon between whose calls other streams and processes run.
 
-| windows of 32 ms per call           | 1    | 2    | 4    | 8    | 16   |
-|-------------------------------------|------|------|------|------|------|
-| op15, ONNX Runtime                  | 4.4  |      |      |      |      |
-| sequence, ONNX Runtime              | 3.3  | 2.5  | 2.1  | 1.9  | 2.8  |
-| numpy (rfft + matmul), 1 BLAS thread  | 4.7  | 3.2  | 2.0  | 1.5  | 1.2  |
-| numpy, 2 BLAS threads (its default) | 4.7  | 3.2  | 4.3  | 2.8  | 2.3  |
+| windows of 32 ms per call | 1    | 2    | 4    | 6    | 8    | 16   |
+|---------------------------|------|------|------|------|------|------|
+| wheel's graph, hot        | 4.7  | 3.7  | 5.3  | 3.8  | 2.7  | 2.2  |
+| bundle's graph, hot       | 3.2  | 2.2  | 2.6  | 1.0  | 1.1  | 0.8  |
+| wheel's graph, cold       | 12.4 | 7.7  | 6.4  | 3.9  | 3.5  | 3.0  |
+| bundle's graph, cold      | 10.0 | 6.2  | 4.3  | 2.6  | 1.9  | 1.5  |
 
-Hence the sequence graph in batches of 4. numpy is no gain at the batch sizes that latency allows,
-and would make a daemon depend on the process-wide thread count of its BLAS.
+Hence batches of 8 wherever no event could come earlier.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _CONTEXT_SAMPLES = 64
 """Samples of the previous window that the network sees in front of each window."""
 _UNITS = 128
 _MOST_WINDOWS = 8
-"""Windows in one call; 16 fall out of the cache (table above)."""
+"""Windows in one call."""
 
 State = npt.NDArray[np.float32]
 """float32[2, 128]: the LSTM's h and c of one stream."""
@@ -132,7 +133,7 @@ class SileroVad:
     """silero as the `VadModel` of one stream."""
 
     window_samples = WINDOW_SAMPLES
-    batch_windows = 4
+    batch_windows = 8
 
     def __init__(self, net: SileroNet) -> None:
         self._net = net

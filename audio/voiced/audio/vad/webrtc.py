@@ -59,7 +59,7 @@ class WebrtcVad:
     """
 
     window_samples = 480
-    batch_windows = 4
+    batch_windows = 8
 
     def __init__(self) -> None:
         self._gate = VoiceGate(mode=3)

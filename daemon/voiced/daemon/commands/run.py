@@ -55,12 +55,12 @@ def run(
         if code := model_pull(settings.engine.model):
             return code
 
-    async def serve() -> int:
-        from voiced.daemon.app import Daemon
+    from voiced.daemon.app import Daemon
+    from voiced.daemon.pacing import new_loop
 
-        return await Daemon(settings, address_file=address_file, passed=passed).run()
-
-    return asyncio.run(serve())
+    daemon = Daemon(settings, address_file=address_file, passed=passed)
+    with asyncio.Runner(loop_factory=lambda: new_loop(lambda: daemon.open_streams)) as runner:
+        return runner.run(daemon.run())
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,69 @@
+"""An event loop that wakes less often the more streams there are.
+
+A process that wakes up for one message finds the processor's caches filled by others: such a
+message costs several times what it costs among its like (two shared cores, AMD EPYC, 160 messages
+a second: 220 µs of CPU each for socket and WebSocket alone, 130 µs when woken each 20 ms). With
+many streams some message is always about to come, so the loop waits for it before it goes on, as
+network cards moderate their interrupts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable
+
+STREAM_GAP_S = 0.00125
+"""Added to the least time between two wake-ups by each open stream."""
+MAX_GAP_S = 0.02
+"""Longest of these: an answer or a block of audio waits at most so long."""
+FREE_STREAMS = 4
+"""With fewer streams every event is handled at once."""
+
+
+def gap_s(streams: int) -> float:
+    """Return the least time between two wake-ups with so many streams, in seconds."""
+    return min(streams * STREAM_GAP_S, MAX_GAP_S) if streams >= FREE_STREAMS else 0.0
+
+
+class CoalescingSelector(selectors.DefaultSelector):
+    """Lets events gather for a while after the last wake-up; timers are never late for it.
+
+    Args:
+        gap_s: Least time between two wake-ups, asked before each wait; 0 for none.
+        monotonic: Seconds, for tests.
+        sleep: Waits for seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        gap_s: Callable[[], float],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__()
+        self._gap_s, self._monotonic, self._sleep = gap_s, monotonic, sleep
+        self._woken_s = float("-inf")
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait as `selectors.BaseSelector.select` does; events may be `gap_s` late."""
+        began_s = self._monotonic()
+        events = super().select(timeout)
+        if not events or (timeout is not None and timeout <= 0):
+            return events  # a timer is due, or the loop has other work and looks in between
+        now_s = self._monotonic()
+        wait_s = self._woken_s + self._gap_s() - now_s
+        if timeout is not None:
+            wait_s = min(wait_s, began_s + timeout - now_s)
+        if wait_s > 0:
+            self._sleep(wait_s)
+            events = super().select(0)
+        self._woken_s = self._monotonic()
+        return events
+
+
+def new_loop(streams: Callable[[], int]) -> asyncio.AbstractEventLoop:
+    """Make a loop paced by the number of open streams."""
+    return asyncio.SelectorEventLoop(CoalescingSelector(lambda: gap_s(streams())))
