@@ -161,6 +161,62 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
             )
         )
 
+    @root.command("tune")
+    def _tune(
+        quick: Annotated[
+            bool, typer.Option("--quick", help="About 5 minutes instead of 20 to 30.")
+        ] = False,
+        target_ms: Annotated[
+            float, typer.Option(help="p99 of finals beyond the hang-over, ms.", min=1)
+        ] = 1000.0,
+        most: Annotated[int, typer.Option(help="Never try more streams.", min=1)] = 64,
+        settings: Annotated[
+            bool, typer.Option(help="Also try settings, or only find the knee.")
+        ] = True,
+        partials: Partials = True,
+        out: Annotated[
+            Path | None,
+            typer.Option("--out", help="Configuration to write; default: printed.", metavar="FILE"),
+        ] = None,
+        drawing: Annotated[
+            Path | None, typer.Option("--svg", help="Drawing to write.", metavar="FILE")
+        ] = None,
+        config: Config = None,
+        assignments: With = None,
+        model: Model = None,
+        backend: Backend = None,
+        clips: Clips = None,
+        sets: Sets = None,
+        per_language: PerLanguage = 24,
+        language: Language = None,
+        seed: Seed = 0,
+        json_path: JsonFile = None,
+    ) -> None:
+        """Measure this machine: settings, how many live streams it serves, and a configuration.
+
+        Without --clips the speech is the demo's, cut to a mix of common lengths.
+        """
+        from voiced.daemon.commands.tune import tune
+
+        done(
+            tune(
+                served=_served(None, None, None, config, assignments, model, backend),
+                target_ms=target_ms,
+                most=most,
+                quick=quick,
+                settings=settings,
+                partials=partials,
+                seed=seed,
+                clips=clips,
+                sets=sets or (),
+                per_language=per_language,
+                language=language,
+                out=out,
+                drawing=drawing,
+                json_path=json_path,
+            )
+        )
+
 
 def _served(
     url: str | None,
