@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from voiced.bench import accuracy
-from voiced.bench.accuracy import Outcome, Policy, Sound, policy_config
+from voiced.bench.accuracy import GroupResult, Outcome, Policy, Sound, policy_config
 from voiced.bench.corpus import Clip
 from voiced.bench.normalise import builtin_normaliser
-from voiced.bench.scoring import Score, score
+from voiced.bench.published import FIGURES, SYSTEMS, published_table
+from voiced.bench.scoring import Interval, Score, score
 from voiced.bench.systems import Answer, Pcm
 from voiced.engine.types import EngineConfig
 
@@ -144,3 +145,18 @@ def test_the_json_result_has_the_texts_of_every_clip() -> None:
     assert row["answers"]["theirs"].text == "a"
     assert set(result) == {"systems", "differences", "clips", "sounds"}
     assert accuracy.to_result([], [], ["ours"])["systems"] == {}
+
+
+def test_published_figures_stand_beside_ours() -> None:
+    def group(name: str, value: float) -> GroupResult:
+        return GroupResult(name, "CER", 7, 70.0, Interval(value, 0, 1), 0, 0, 0, 1.0)
+
+    assert published_table({"shipped": [group("zh_read", 5.0), group("all zh", 5.0)]}) is None
+    table = published_table({"shipped": [group("kespeech-test", 3.64), group("all zh", 5.0)]})
+    assert table is not None
+    assert table.columns[:5] == ("set", "unit", "clips", "shipped", "FireRedASR-AED")
+    assert table.rows == (("kespeech-test", "CER", "7", "3.64", "4.48", "3.60", "-", "-", "-"),)
+
+
+def test_every_published_row_has_a_figure_for_each_system() -> None:
+    assert {len(row) for row in FIGURES.values()} == {len(SYSTEMS)}

@@ -24,7 +24,7 @@ from voiced.bench.scoring import (
     paired_difference,
     score,
 )
-from voiced.bench.systems import Answer, System, Voiced, read_pcm
+from voiced.bench.systems import Answer, System, Voiced, read_clip
 from voiced.engine.types import EngineConfig
 
 MAX_DIFFERENCE = 0.5
@@ -100,7 +100,7 @@ def measure_speech(
     for clip in clips:
         if clip.text is None or clip.language is None:
             raise ValueError(f"clip {clip.id} has no text or no language; expected usable clips")
-        pcm = read_pcm(clip.path)
+        pcm = read_clip(clip)
         reference = normaliser.units(clip.text, clip.language)
         answers = {system.name: system.transcribe(pcm, clip.language) for system in systems}
         scores = {
@@ -126,7 +126,7 @@ def measure_sounds(
     """
     sounds: list[Sound] = []
     for clip in clips:
-        segments = system.cut(read_pcm(clip.path), None)
+        segments = system.cut(read_clip(clip), None)
         sounds.append(Sound(clip, len(segments), system.recognise(segments).text))
         advance(clip.id)
     return sounds

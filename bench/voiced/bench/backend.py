@@ -19,7 +19,7 @@ import numpy.typing as npt
 from voiced.audio.frames import Segment
 from voiced.bench.corpus import Clip
 from voiced.bench.report import Progress, Table
-from voiced.bench.systems import Pcm, read_pcm
+from voiced.bench.systems import Pcm, read_clip
 from voiced.engine.backends.base import Backend, Call, DeviceTensor, Session, Tensors, Traffic
 from voiced.engine.backends.mindspore_lite.backend import MsliteBackend, MsliteCall
 from voiced.engine.backends.onnxruntime import OrtBackend
@@ -194,7 +194,7 @@ class Contest:
         """Recognise each clip with both, in turn."""
         pairs = []
         for number, clip in enumerate(clips):
-            pcm = read_pcm(clip.path)
+            pcm = read_clip(clip)
             frames = next(n for n in self._frames if n * 160 >= len(pcm))
             self.ours.gear_frames = self.theirs.gear_frames = frames
             order = [(self._ours, self.ours), (self._theirs, self.theirs)]
@@ -212,7 +212,7 @@ class Contest:
     ) -> Flatness:
         """Recognise `utterances` clips, again from the first when they run out."""
         self.ours.gear_frames = 0
-        sounds = [read_pcm(clip.path) for clip in clips]
+        sounds = [read_clip(clip) for clip in clips]
         seen = []
         for number in range(utterances):
             _text(self._ours, number, sounds[number % len(sounds)], "en")

@@ -1,27 +1,30 @@
 """Folders of recorded speech → clips with their reference texts.
 
-Four layouts are read; the first that is found in the folder counts:
+The first layout that is found in the folder counts:
 
 1. manifests: `<set>.jsonl`, one object per line with `id, audio, text, lang, seconds, tags`,
    `audio` relative to the manifest, `text` null without a transcript, `lang` `none` for noise;
-2. LibriSpeech: `*.trans.txt` anywhere below, lines `<id> <text>`, `<id>.flac` beside it;
-3. AISHELL: `*transcript*.txt` anywhere below, lines `<id> <text>`, `<id>.wav` anywhere below;
-4. plain: `<name>.txt` beside `<name>.wav` (or another audio file), the whole file is the text.
+2. a public test set as it is downloaded, see `public_sets`;
+3. plain: `<name>.txt` beside `<name>.wav` (or another audio file), the whole file is the text.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from voiced.audio.errors import MediaError
 from voiced.audio.sources.media import probe
 from voiced.bench.errors import CorpusError
+from voiced.bench.public_sets import AUDIO_SUFFIXES, Entry, Layout, find_layout, find_sets
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".webm")
+PUBLIC = frozenset(Layout) - {Layout.AUTO, Layout.MANIFESTS, Layout.PLAIN}
+
 NON_SPEECH = "non-speech"
 VOCALS = "vocals"
 """Music that is sung: lyrics are a right answer, so its texts are not counted as false."""
@@ -41,6 +44,9 @@ class Clip:
     seconds: float
     set: str
     """Name of the set it belongs to."""
+    begin_s: float = 0.0
+    end_s: float | None = None
+    """Where it lies in a longer recording; None: the whole file."""
 
     @property
     def is_speech(self) -> bool:
@@ -49,53 +55,82 @@ class Clip:
 
 
 def load_corpus(
-    folder: Path, *, sets: Sequence[str] = (), limit: int | None = None, language: str | None = None
+    folder: Path,
+    *,
+    sets: Sequence[str] = (),
+    limit: int | None = None,
+    language: str | None = None,
+    layout: Layout = Layout.AUTO,
 ) -> list[Clip]:
-    """Read the clips of a folder, sets in order of name, clips in the order of their manifest.
+    """Read the clips of a folder, sets in order of name, clips in the order of their list.
 
     Args:
         folder: One of the layouts above.
-        sets: Only these sets; empty for all.
+        sets: Only these sets; empty for all, of a public one those for testing where it has any.
         limit: At most this many clips of each set, the first ones.
-        language: Language of the plain layouts; without it Han characters mean `zh`, else `en`.
+        language: Language of layouts that name none; without it Han characters mean `zh`, else
+            `en`.
+        layout: Which to read; found by itself when `AUTO`.
 
     Raises:
-        CorpusError: No such folder, no known layout, a damaged manifest, an unknown set.
+        CorpusError: No such folder, no such layout, a damaged list, an unknown set.
     """
     if not folder.is_dir():
         raise CorpusError(f"no folder {folder}")
-    grouped: dict[str, list[Clip]] = {}
-    for clip in _read_layout(folder, sets, language):
-        grouped.setdefault(clip.set, []).append(clip)
-    unknown = [name for name in sets if name not in grouped]
+    if layout is Layout.AUTO:
+        layout = _find_layout(folder)
+    readers = _readers(folder, layout, language)
+    unknown = [name for name in sets if name not in readers]
     if unknown:
-        known = ", ".join(_set_names(folder) or sorted(grouped)) or "none"
+        known = ", ".join(sorted(readers)) or "none"
         raise CorpusError(f"{folder}: no set {', '.join(unknown)}; it has {known}")
-    if not grouped:
+    for_testing = [name for name in readers if "test" in name and layout in PUBLIC]
+    chosen = sorted(sets or for_testing or readers)
+    clips = [clip for name in chosen for clip in itertools.islice(readers[name](), limit)]
+    if not clips:
         raise CorpusError(
-            f"{folder}: no recordings with texts found; expected <set>.jsonl manifests, "
-            "*.trans.txt (LibriSpeech), *transcript*.txt (AISHELL) or .txt files beside audio"
+            f"{folder}: no recordings with texts found as layout {layout}; expected <set>.jsonl "
+            "manifests, *.trans.txt (LibriSpeech), *transcript*.txt (AISHELL-1), trans.txt and "
+            "wav.scp (AISHELL-2), WenetSpeech.json, Tasks/ASR (KeSpeech), text and wav.scp (Kaldi) "
+            "or .txt files beside audio"
         )
-    return [clip for name in sorted(grouped) for clip in grouped[name][:limit]]
+    return clips
 
 
-def _set_names(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.jsonl"))
+def _find_layout(folder: Path) -> Layout:
+    if any(folder.glob("*.jsonl")):
+        return Layout.MANIFESTS
+    return find_layout(folder) or Layout.PLAIN
 
 
-def _read_layout(folder: Path, sets: Sequence[str], language: str | None) -> Iterator[Clip]:
-    if manifests := sorted(folder.glob("*.jsonl")):
-        for manifest in manifests:
-            if not sets or manifest.stem in sets:
-                yield from _read_manifest(manifest)
-    elif lists := sorted(folder.rglob("*.trans.txt")):
-        for path in lists:
-            yield from _read_list(folder, path, _beside(path), language or "en")
-    elif lists := sorted(folder.rglob("*transcript*.txt")):
-        for path in lists:
-            yield from _read_list(folder, path, _anywhere(folder), language or "zh")
-    else:
-        yield from _read_plain(folder, language)
+def _readers(
+    folder: Path, layout: Layout, language: str | None
+) -> dict[str, Callable[[], Iterator[Clip]]]:
+    """Name of each set → what reads its clips."""
+    if layout is Layout.MANIFESTS:
+        found = sorted(folder.glob("*.jsonl"))
+        return {path.stem: functools.partial(_read_manifest, path) for path in found}
+    if layout is Layout.PLAIN:
+        return {folder.resolve().name: functools.partial(_read_plain, folder, language)}
+    return {
+        name: functools.partial(_read_public, folder, name, read, language)
+        for name, read in find_sets(folder, layout).items()
+    }
+
+
+def _read_public(
+    folder: Path, name: str, read: Callable[[], Iterator[Entry]], language: str | None
+) -> Iterator[Clip]:
+    for entry in read():
+        clip = _probed(folder, entry.path, entry.text, language or entry.language, entry.end_s)
+        yield replace(
+            clip,
+            id=entry.id or clip.id,
+            seconds=clip.seconds - entry.begin_s,
+            set=name,
+            begin_s=entry.begin_s,
+            end_s=entry.end_s,
+        )
 
 
 def _read_manifest(manifest: Path) -> Iterator[Clip]:
@@ -121,29 +156,6 @@ def _read_manifest(manifest: Path) -> Iterator[Clip]:
             ) from error
 
 
-def _read_list(
-    folder: Path, path: Path, find: Callable[[str], Path | None], language: str
-) -> Iterator[Clip]:
-    """Read lines `<id> <text>`; lines without a recording are left out (partial downloads)."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, text = line.strip().partition(" ")
-        audio = find(name) if text else None
-        if audio is not None:
-            yield _probed(folder, audio, text.strip(), language)
-
-
-def _beside(path: Path) -> Callable[[str], Path | None]:
-    def find(name: str) -> Path | None:
-        candidates = (path.parent / f"{name}{suffix}" for suffix in AUDIO_SUFFIXES)
-        return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-    return find
-
-
-def _anywhere(folder: Path) -> Callable[[str], Path | None]:
-    return {path.stem: path for path in _audio_files(folder)}.get
-
-
 def _read_plain(folder: Path, language: str | None) -> Iterator[Clip]:
     for audio in _audio_files(folder):
         beside = audio.with_suffix(".txt")
@@ -160,9 +172,11 @@ def _guess_language(text: str) -> str:
     return "zh" if any("\u4e00" <= char <= "\u9fff" for char in text) else "en"
 
 
-def _probed(folder: Path, audio: Path, text: str, language: str) -> Clip:
+def _probed(
+    folder: Path, audio: Path, text: str, language: str, seconds: float | None = None
+) -> Clip:
     try:
-        seconds = probe(audio).duration_s
+        seconds = probe(audio).duration_s if seconds is None else seconds
     except MediaError as error:
         raise CorpusError(str(error)) from error
     if seconds is None:

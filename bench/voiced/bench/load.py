@@ -339,13 +339,13 @@ def prepare_speech(
     """
     from voiced.audio.vad import VadFactory, VadKind
     from voiced.bench.corpus import load_corpus
-    from voiced.bench.systems import read_pcm
+    from voiced.bench.systems import read_clip
     from voiced.engine import store
 
     factory = VadFactory(store.silero_path())
     return prepare(
         choose(load_corpus(folder, sets=sets, language=language), per_language),
-        lambda clip: read_pcm(clip.path),
+        read_clip,
         lambda: factory.make(VadKind.SILERO),
     )
 

@@ -16,7 +16,7 @@ from voiced.bench.errors import RecogniserFailed
 from voiced.bench.normalise import Normaliser
 from voiced.bench.report import Table
 from voiced.bench.scoring import Score, error_rate, score
-from voiced.bench.systems import System, read_pcm
+from voiced.bench.systems import System, read_clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +110,13 @@ def measure(
         RecogniserFailed: A system gave no text for a clip.
     """
     for _, clip in {length.name: (length, clip) for length, clip in chosen}.values():
-        pcm = read_pcm(clip.path)  # caches and lazily made buffers: once per length, not timed
+        pcm = read_clip(clip)  # caches and lazily made buffers: once per length, not timed
         for system in (ours, peer):
             system.transcribe(pcm, clip.language)
 
     pairs: list[Pair] = []
     for number, (length, clip) in enumerate(chosen):
-        pcm = read_pcm(clip.path)
+        pcm = read_clip(clip)
         times: dict[str, list[float]] = {ours.name: [], peer.name: []}
         texts: dict[str, str] = {}
         for repeat in range(repeats):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import shutil
@@ -71,6 +72,23 @@ def read_pcm(path: Path) -> Pcm:
     return np.concatenate([float_to_int16(block) for block in decode_file(path)])
 
 
+def read_clip(clip: Clip) -> Pcm:
+    """Decode a clip to int16[n] at 16 kHz; of a longer recording its part, decoded once.
+
+    Raises:
+        MediaError: The file cannot be decoded.
+    """
+    if clip.end_s is None:
+        return read_pcm(clip.path)
+    part = slice(round(clip.begin_s * RATE_HZ), round(clip.end_s * RATE_HZ))
+    return _read_recording(clip.path)[part].copy()
+
+
+@functools.lru_cache(maxsize=1)  # parts of one recording follow each other
+def _read_recording(path: Path) -> Pcm:
+    return read_pcm(path)
+
+
 def read_speech(clips: Sequence[Clip], seconds: float) -> npt.NDArray[np.float32]:
     """Join speech clips to float32[n] of at least `seconds`, where there is as much.
 
@@ -91,7 +109,7 @@ def read_speech(clips: Sequence[Clip], seconds: float) -> npt.NDArray[np.float32
     for _, clip in sorted(order, key=lambda each: each[0]):
         if samples >= seconds * RATE_HZ:
             break
-        parts += [_to_float(read_pcm(clip.path)), np.zeros(RATE_HZ // 2, np.float32)]
+        parts += [_to_float(read_clip(clip)), np.zeros(RATE_HZ // 2, np.float32)]
         samples += len(parts[-2]) + len(parts[-1])
     if not parts:
         raise CorpusError("no speech clip among the recordings")

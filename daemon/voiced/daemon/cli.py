@@ -607,17 +607,35 @@ def _bench_accuracy(
     ] = None,
     model: Model = None,
     backend: Backend = None,
-    beam: Beam = 5,
+    beam: Annotated[
+        int | None, typer.Option(help="Hypotheses kept; default: as published.", min=1)
+    ] = None,
     threads: Threads = 1,
     language: Language = None,
+    layout: Annotated[
+        Literal[
+            "auto",
+            "manifests",
+            "librispeech",
+            "aishell1",
+            "aishell2",
+            "wenetspeech",
+            "kespeech",
+            "kaldi",
+            "plain",
+        ],
+        typer.Option(help="How DIR is laid out."),
+    ] = "auto",
     weights: Weights = None,
     json_path: JsonFile = None,
 ) -> None:
     """Word and character errors per set in %, loops, and false text on noise.
 
-    Compares the shipped policy with the same model and beam at 30-s padding, pair by pair.
+    DIR holds manifests or a public test set, whose published figures stand beside ours. Whisper is
+    also compared with itself at 30-s padding, pair by pair.
     """
     from voiced.bench.accuracy import Policy
+    from voiced.bench.public_sets import Layout
     from voiced.daemon.commands.bench import accuracy
 
     _exit(
@@ -632,6 +650,7 @@ def _bench_accuracy(
             beam=beam,
             threads=threads,
             language=language,
+            layout=Layout(layout),
             weights=weights,
             json_path=json_path,
         )

@@ -17,6 +17,8 @@ from voiced.bench.corpus import Clip, load_corpus
 from voiced.bench.errors import CorpusError, PeerUnavailable
 from voiced.bench.machine import describe
 from voiced.bench.normalise import best_normaliser
+from voiced.bench.public_sets import Layout
+from voiced.bench.published import published_table
 from voiced.bench.report import Report, Table, progress, publish
 from voiced.bench.systems import (
     FASTER_WHISPER_OPTIONS,
@@ -26,9 +28,10 @@ from voiced.bench.systems import (
     Voiced,
     ct2_folder,
 )
-from voiced.daemon.commands.engines import engine_config
+from voiced.daemon.commands.engines import engine_config, family_of
 from voiced.engine import store
 from voiced.engine.errors import BackendUnavailable
+from voiced.engine.families.whisper_recognizer import PUBLISHED_BEAM
 from voiced.engine.types import EngineConfig
 
 FASTER_WHISPER = "faster-whisper"
@@ -44,9 +47,10 @@ def accuracy(
     peers: Sequence[str] = (),
     model: str | None = None,
     backend: str | None = None,
-    beam: int = 5,
+    beam: int | None = None,
     threads: int = 1,
     language: str | None = None,
+    layout: Layout = Layout.AUTO,
     weights: Path | None = None,
     json_path: Path | None = None,
 ) -> int:
@@ -55,14 +59,16 @@ def accuracy(
     Args:
         folder: Recordings with texts, in a layout of `voiced.bench.corpus`.
         sets: Only these sets; empty for all.
-        policy: Measure this policy alone; None measures the shipped one and the 30-s baseline.
+        policy: Measure this policy alone; None measures the shipped one, and of a model that was
+            trained on 30 s the baseline.
         limit: At most this many clips of each set.
         peers: Other recognisers to compare with, of `PEERS`.
         model: Bundle name or folder.
         backend: Runtime of the bundle's graphs.
-        beam: Hypotheses, the same for all.
+        beam: Hypotheses, the same for all; None: as published with the model.
         threads: Threads, the same for all.
         language: Language of folders that do not name one.
+        layout: Of the folder; found by itself when `AUTO`.
         weights: Folder with the peer's weights; None fetches them once.
         json_path: Where to write all figures and texts.
 
@@ -70,18 +76,23 @@ def accuracy(
         CorpusError, PeerUnavailable, EngineError, AudioError, OSError: Nothing can be measured.
     """
     _check_peers(peers)
-    clips = accuracy_bench.usable(load_corpus(folder, sets=sets, limit=limit, language=language))
+    clips = accuracy_bench.usable(
+        load_corpus(folder, sets=sets, limit=limit, language=language, layout=layout)
+    )
     machine = describe()
     config = engine_config(model, backend, threads=threads, beam=beam)
     segmentation = Segmentation(store.silero_path())
     normaliser = best_normaliser()
+    is_padded = family_of(config.bundle_dir) == "whisper"
+    policies = (Policy.SHIPPED, Policy.PAD30) if is_padded else (Policy.SHIPPED,)
     ours = [
         _load(each.value, policy_config(config, each), segmentation)
-        for each in ((policy,) if policy else (Policy.SHIPPED, Policy.PAD30))
+        for each in ((policy,) if policy else policies)
     ]
     systems: list[System] = [*ours]
     if FASTER_WHISPER in peers:
-        systems.append(FasterWhisper(ct2_folder(_say, source=weights), threads=threads, beam=beam))
+        folder_of_peer = ct2_folder(_say, source=weights)
+        systems.append(FasterWhisper(folder_of_peer, threads=threads, beam=beam or PUBLISHED_BEAM))
     try:
         speech = [clip for clip in clips if clip.is_speech]
         with progress(len(speech), "speech") as advance:
@@ -97,13 +108,16 @@ def accuracy(
     tables: list[Table] = []
     if outcomes:
         tables.extend(accuracy_bench.system_table(name, outcomes) for name in names)
+        results = {name: accuracy_bench.summarise(outcomes, name) for name in names}
+        if (published := published_table(results)) is not None:
+            tables.append(published)
     if outcomes and len(names) > 1:
         tables.append(accuracy_bench.difference_table(outcomes, names[0], names[1:]))
     if sounds:
         tables.append(accuracy_bench.sound_table(sounds))
     settings = {
         "bundle": ours[0].bundle,
-        "beam": beam,
+        "beam": beam or "as published",
         "threads": threads,
         "language": "pinned per clip",
         "normaliser": normaliser.name,

@@ -34,7 +34,7 @@ def engine_config(
     """
     name = model or DEFAULT_MODEL
     folder = FAKE if name == FAKE else str(store.resolve(name))
-    plain = backend in (None, "onnxruntime") and _family(folder) != "fireredasr"
+    plain = backend in (None, "onnxruntime") and family_of(folder) != "fireredasr"
     own = {} if plain else _own_settings(backend or "onnxruntime")
     config = EngineConfig(bundle_dir=folder, threads=threads, options=own | dict(options or {}))
     return replace(
@@ -50,7 +50,7 @@ def _own_settings(backend: str) -> dict[str, str]:
     return engine_options(load().settings.engine, backend)
 
 
-def _family(folder: str) -> str:
+def family_of(folder: str) -> str:
     """The bundle's family; empty where it cannot be told, which opening it will say better."""
     try:
         return str(json.loads((Path(folder) / MANIFEST_NAME).read_bytes())["family"])
