@@ -27,7 +27,7 @@ from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon.cli_live import add_commands
+from voiced.daemon import cli_live, cli_realtime
 from voiced.daemon.commands.pipes import (
     drop_unwritten_output,
     ends_with_its_reader,
@@ -767,7 +767,8 @@ def _bench_frontend(
     )
 
 
-add_commands(app, bench_app, lambda status: _exit(status))
+cli_live.add_commands(app, bench_app, lambda status: _exit(status))
+cli_realtime.add_commands(bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------
