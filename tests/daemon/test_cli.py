@@ -157,7 +157,7 @@ def test_an_address_that_cannot_be_listened_on_is_a_setting_to_change(
 ) -> None:
     free = ("--port", "0", "--bus", "tcp://127.0.0.1:*", "--ingest", "tcp://127.0.0.1:0")
     fake = ("--model", "fake", "--set", "vad.kind=webrtc")
-    result = voiced("run", *fake, *free, flag, address)
+    result = voiced("run", *fake, *free, flag, address, "--set", "server.insecure=true")
     assert result.returncode == 2
     *_, message = result.stderr.splitlines()
     assert message.startswith(f"voiced: cannot listen on {address}")

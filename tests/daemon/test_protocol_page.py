@@ -14,8 +14,9 @@ from voiced.audio.errors import AudioFormatError, VadUnavailable
 from voiced.daemon import errors as daemon_errors
 from voiced.daemon.bus import MAX_INGEST_BYTES, Bus
 from voiced.daemon.config import Settings
-from voiced.daemon.server import CLOSE_CODES
+from voiced.daemon.stream_client import CLOSE_CODES
 from voiced.daemon.stream_protocol import MAX_TEXT_BYTES, Code
+from voiced.daemon.tokens import TokenExpired, TokenRefused
 from voiced.daemon.wire import (
     Alternative,
     AudioParams,
@@ -105,6 +106,7 @@ def subclasses(base: type) -> set[Any]:
 def test_the_codes_of_the_page_are_those_of_the_code() -> None:
     refused = subclasses(daemon_errors.StreamRefused)
     ours: set[Any] = {*refused, daemon_errors.StreamBroken, daemon_errors.SlowClient}
+    ours |= {TokenRefused, TokenExpired}
     audio: set[Any] = {AudioFormatError, VadUnavailable}
     engine = {
         error

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect, unix_connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from tests.daemon.server_rig import START, WORD, Rig, first, kinds, rest, send, serve, started
+from websockets.asyncio.client import unix_connect
+from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from voiced.audio.errors import VadUnavailable
@@ -21,11 +22,11 @@ from voiced.audio.front import StreamFront
 from voiced.audio.intake import Intake
 from voiced.daemon.errors import AddressRefused, PortInUse, SocketInUse
 from voiced.daemon.listening import bind_unix
-from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
-from voiced.daemon.server import Server, ServerOptions, is_allowed_origin
+from voiced.daemon.options import ServerOptions
+from voiced.daemon.routes import is_allowed_origin
+from voiced.daemon.server import Server
 from voiced.daemon.session import SessionSettings
-from voiced.daemon.streams import OpenChain, Streams
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
 from voiced.daemon.wire import (
     AudioParams,
@@ -33,130 +34,13 @@ from voiced.daemon.wire import (
     Error,
     Final,
     Flush,
-    Ready,
-    ServerMessage,
     SpeechEnded,
     SpeechStarted,
     Start,
     Stop,
     VadParams,
-    decode_server,
-    encode,
 )
 from voiced.engine.types import Request, Transcript
-
-START = Start(v=1, audio=AudioParams(), partials=False)
-WORD = silence(0.6) + tone(1.0) + silence(1.4)
-
-
-class Rig:
-    """A server on a free port, with a scripted engine and a bus that only remembers."""
-
-    def __init__(
-        self,
-        *,
-        engine: ScriptedEngine | None = None,
-        max_streams: int = 8,
-        open_chain: OpenChain | None = None,
-        session: SessionSettings | None = None,
-        microphone: Callable[[], MicrophoneStatus] | None = None,
-        **options: Any,
-    ) -> None:
-        self.engine = engine or ScriptedEngine()
-        self.metrics = Metrics()
-        self.bus: list[ServerMessage] = []
-        self._changed = asyncio.Event()
-        self.streams = Streams(
-            engine=self.engine,
-            publish=self._publish,
-            open_chain=open_chain or LoudnessChains(),
-            settings=session,
-            max_streams=max_streams,
-            metrics=self.metrics,
-        )
-        self.server = Server(ServerOptions(port=0, **options), self.streams, microphone=microphone)
-
-    def _publish(self, message: ServerMessage) -> None:
-        self.bus.append(message)
-        self._changed.set()
-
-    async def on_bus(self, condition: Callable[[ServerMessage], bool]) -> ServerMessage:
-        """Wait until a message that fits was published."""
-        while True:
-            self._changed.clear()
-            for message in self.bus:
-                if condition(message):
-                    return message
-            await self._changed.wait()
-
-    def client(self, **options: Any) -> connect:
-        """Connect a WebSocket client."""
-        return connect(
-            f"ws://127.0.0.1:{self.server.port}/v1/stream",
-            **{"compression": None, "proxy": None, "max_size": None, **options},
-        )
-
-    async def get(self, target: str, *, method: str = "GET") -> tuple[int, dict[str, str], str]:
-        """Do a plain HTTP request: status, headers, body."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.server.port)
-        writer.write(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        answer = (await reader.read()).decode()
-        writer.close()
-        await writer.wait_closed()
-        head, _, body = answer.partition("\r\n\r\n")
-        status, *lines = head.split("\r\n")
-        fields = dict(line.lower().split(": ", 1) for line in lines)
-        return int(status.split()[1]), fields, body
-
-
-def serve(scenario: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
-    """Run a scenario against a server; everything is stopped afterwards."""
-
-    async def run() -> None:
-        rig = Rig(**options)
-        await rig.server.start()
-        try:
-            async with asyncio.timeout(60):
-                await scenario(rig)
-        finally:
-            rig.engine.gate.set()
-            await rig.server.drain(deadline_s=5)
-            await rig.server.close()
-
-    asyncio.run(run())
-
-
-async def send(client: ClientConnection, *messages: Start | Flush | Stop | bytes | str) -> None:
-    for message in messages:
-        data = message if isinstance(message, bytes | str) else encode(message).decode()
-        await client.send(data)
-
-
-async def rest(client: ClientConnection) -> list[ServerMessage]:
-    """Read until the server closes."""
-    messages = []
-    try:
-        while True:
-            messages.append(decode_server(await client.recv()))
-    except ConnectionClosed:
-        return messages
-
-
-async def first(client: ClientConnection) -> ServerMessage:
-    return decode_server(await client.recv())
-
-
-async def started(client: ClientConnection, start: Start = START) -> Ready:
-    """Open a stream and wait until it is accepted."""
-    await send(client, start)
-    ready = await first(client)
-    assert isinstance(ready, Ready)
-    return ready
-
-
-def kinds(messages: list[ServerMessage]) -> list[str]:
-    return [type(message).__name__ for message in messages]
-
 
 # ---- the stream --------------------------------------------------------------------------------
 

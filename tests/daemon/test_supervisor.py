@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from voiced.daemon.options import ServerOptions
 from voiced.daemon.sdnotify import Notifier
-from voiced.daemon.server import ServerOptions
 from voiced.daemon.supervisor import GRACE_S, Part, Supervisor
 
 SILENT = Notifier(None)

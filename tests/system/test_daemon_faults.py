@@ -174,9 +174,9 @@ def test_a_connection_dropped_in_mid_word_is_finalised_on_the_bus(daemon: Daemon
     assert types == ["ready", "speech_started", "speech_ended", "final", "ended"]
 
 
-def test_a_hangup_is_logged_and_ignored(daemon: Daemon) -> None:
+def test_a_hangup_reads_keys_again_and_ends_nothing(daemon: Daemon) -> None:
     daemon.process.send_signal(signal.SIGHUP)
-    daemon.wait_for("a word on it", lambda: "ignored signal=SIGHUP" in daemon.log)
+    daemon.wait_for("a word on it", lambda: "signal=SIGHUP: certificates" in daemon.log)
     assert_serves(daemon)
 
 

@@ -19,24 +19,21 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import (
-    ConfigError,
-    Problem,
-    Settings,
-    VadSettings,
-    engine_options,
-)
-from voiced.daemon.endpoint import EndpointPolicy
+from voiced.daemon.config import ConfigError, Problem, Settings, engine_options
 from voiced.daemon.errors import StartTimeout
+from voiced.daemon.events import Events
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
+from voiced.daemon.options import ServerOptions
 from voiced.daemon.sdnotify import Notifier
-from voiced.daemon.server import Server, ServerOptions
+from voiced.daemon.security import Security
+from voiced.daemon.server import Server
 from voiced.daemon.session import SessionSettings, StreamSession
 from voiced.daemon.statusline import status_line
 from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor
 from voiced.daemon.watchdog import Watchdog
+from voiced.daemon.watched import CHECK_INTERVAL_S
 from voiced.daemon.wire import AudioParams, Start
 from voiced.engine import store
 from voiced.engine.errors import EngineError, TextPolicyUnavailable, UnknownLanguage
@@ -83,7 +80,13 @@ class Daemon:
         self._address_file = address_file
         self._metrics = Metrics()
         self._engine = EngineHost(engine_config(settings))
-        self._bus = Bus(settings.bus.endpoint, settings.bus.ingest, metrics=self._metrics)
+        self._security = Security(settings, self._metrics, passed)
+        self._bus = Bus(
+            settings.bus.endpoint,
+            settings.bus.ingest,
+            metrics=self._metrics,
+            curve=self._security.curve,
+        )
         self._bus_task: asyncio.Task[None] | None = None
         self._streams = Streams(
             engine=self._engine,
@@ -100,9 +103,20 @@ class Daemon:
         status = None if microphone is None else lambda: microphone.status
         if status is not None:
             self._metrics.watch_microphone(status)
+        events = Events()
+        self._bus.on_message = events.tap
+        tls = self._security.tls
         self._server = Server(
-            server_options(settings), self._streams, microphone=status, passed=passed
+            server_options(settings),
+            self._streams,
+            access=self._security.access,
+            clients=self._security.clients,
+            tls=None if tls is None else tls.context,
+            events=events,
+            microphone=status,
+            passed=passed,
         )
+        self._guard_task: asyncio.Task[None] | None = None
         self._is_held = bool(passed)
         self._has_tried_engine = asyncio.Event()
         self._door: asyncio.Task[None] | None = None
@@ -194,7 +208,10 @@ class Daemon:
 
     async def reload(self) -> None:
         """Take over what SIGHUP asks for; the service manager is told around it."""
-        logger.warning("ignored signal=SIGHUP: settings are read at the start alone")
+        logger.warning(
+            "signal=SIGHUP: certificates, tokens and keys are read again, settings are not"
+        )
+        self._security.refresh(is_forced=True)
 
     def _status_line(self) -> str | None:
         if not self._supervisor.is_running:
@@ -259,6 +276,9 @@ class Daemon:
                 },
             )
 
+        self._guard_task = asyncio.create_task(self._guard(), name="guard")
+        self._guard_task.add_done_callback(self._on_task_done)
+
     async def _open_door(self) -> None:
         """Serve those who wait at passed sockets, once the engine is up or is known not to be."""
         with contextlib.suppress(TimeoutError):
@@ -266,10 +286,20 @@ class Daemon:
                 await self._has_tried_engine.wait()
         await self._server.accept()
 
+    async def _guard(self) -> None:
+        """Look after files that may change, and after tokens that may expire."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            self._security.refresh()
+            await self._server.expel()
+
     async def _stop_server(self, left_s: float) -> None:
         if self._door is not None:
             self._door.cancel()
             await asyncio.wait((self._door,))
+        if self._guard_task is not None:
+            self._guard_task.cancel()
+            await asyncio.wait((self._guard_task,))
         await self._server.close()
 
     async def _start_engine(self) -> None:
@@ -345,7 +375,13 @@ class Daemon:
         vads = VadFactory(store.silero_path())
         vads.make(VadKind(vad.kind))  # a missing detector is an error now, not at the first stream
         return AudioChains(
-            defaults=front_defaults(vad),
+            defaults=FrontSettings(
+                end_ms=vad.end_ms,
+                pad_ms=vad.pad_ms,
+                min_speech_ms=vad.min_speech_ms,
+                max_segment_s=vad.max_segment_s,
+                grown_ms=vad.partial_hop_ms,
+            ),
             vads=vads,
             vad_kind=VadKind(vad.kind),
             next_id=counter(),
@@ -405,19 +441,6 @@ def engine_config(settings: Settings) -> EngineConfig:
     )
 
 
-def front_defaults(vad: VadSettings) -> FrontSettings:
-    """Endpointing of streams that ask for none."""
-    return FrontSettings(
-        end_ms=vad.end_ms,
-        pad_ms=vad.pad_ms,
-        min_speech_ms=vad.min_speech_ms,
-        max_segment_s=vad.max_segment_s,
-        grown_ms=vad.partial_hop_ms,
-        first_grown_ms=vad.first_partial_ms,
-        eager_ms=vad.eager_ms,
-    )
-
-
 def session_settings(settings: Settings) -> SessionSettings:
     """How streams are carried that ask for nothing else."""
     return SessionSettings(
@@ -425,12 +448,6 @@ def session_settings(settings: Settings) -> SessionSettings:
         max_backlog_s=settings.limits.max_backlog_s,
         final_timeout_s=settings.limits.final_timeout_s,
         partial_timeout_s=settings.limits.partial_timeout_s,
-        publishes_eager=settings.bus.eager,
-        endpoint=EndpointPolicy(
-            end_ms=settings.vad.end_ms,
-            min_ms=settings.vad.end_min_ms,
-            max_ms=settings.vad.end_max_ms,
-        ),
         include_text=settings.logging.include_text,
     )
 
@@ -447,6 +464,9 @@ def server_options(settings: Settings) -> ServerOptions:
         start_timeout_s=server.start_timeout_s,
         idle_timeout_s=server.idle_timeout_s,
         allowed_origins=server.allowed_origins,
+        open_timeout_s=server.handshake_timeout_s,
+        keepalive_s=server.keepalive_s,
+        max_connections_per_address=settings.limits.client.connections,
         # Health checks, and clients on their way in and out, beside the streams.
         max_connections=server.max_streams + 64,
     )

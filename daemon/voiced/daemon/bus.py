@@ -20,6 +20,7 @@ import zmq
 import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
+from voiced.daemon.curve import CurveServer
 from voiced.daemon.errors import AddressRefused, EndpointInUse
 from voiced.daemon.listening import is_answered
 from voiced.daemon.metrics import Metrics
@@ -56,6 +57,7 @@ class Bus:
         *,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
+        curve: CurveServer | None = None,
         heartbeat_s: float = 1.0,
         send_hwm: int = 10_000,
         linger_ms: int = 500,
@@ -65,6 +67,7 @@ class Bus:
         Args:
             endpoint: Where subscribers connect; `tcp://…:*` or `:0` takes a free port.
             ingest_endpoint: Where plugins send intents; None: nowhere.
+            curve: Encrypts both sockets and says who may connect; None: everybody who can.
             send_hwm: Messages kept for a subscriber that lags; more are lost for it alone.
             linger_ms: How long `close` waits for messages to leave.
         """
@@ -78,8 +81,11 @@ class Bus:
         """After `open`: the addresses actually bound."""
         self.on_intent: Callable[[Intent], None] | None = None
         """Called with each accepted intent, e.g. to pass it to the stream's own client."""
+        self.on_message: Callable[[ServerMessage], None] | None = None
+        """Called with each message as it is published, numbered; must not block or raise."""
         self._metrics = metrics or Metrics()
         self._clock = clock or SystemClock()
+        self._curve = curve
         self._heartbeat_s = heartbeat_s
         self._send_hwm, self._linger_ms = send_hwm, linger_ms
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -96,14 +102,20 @@ class Bus:
         """
         self._context = zmq.Context()
         try:
+            if self._curve is not None:
+                self._curve.open(self._context)
             self._pub = self._context.socket(zmq.PUB)
             self._pub.set(zmq.SNDHWM, self._send_hwm)
+            if self._curve is not None:
+                self._curve.protect(self._pub, "subscribe")
             self.endpoint = _bind(self._pub, self.endpoint, "bus.endpoint")
             if self.ingest_endpoint is not None:
                 shadow = zmq.asyncio.Context.shadow(self._context.underlying)
                 self._pull = shadow.socket(zmq.PULL)
                 self._pull.set(zmq.RCVHWM, _RCVHWM)
                 self._pull.set(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
+                if self._curve is not None:
+                    self._curve.protect(self._pull, "ingest")
                 self.ingest_endpoint = _bind(self._pull, self.ingest_endpoint, "bus.ingest")
         except BaseException:
             self.close()
@@ -120,17 +132,20 @@ class Bus:
         if self._pub is None:
             return
         self.seq += 1
-        self._send(
-            msgspec.structs.replace(
-                message, epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
-            )
+        numbered = msgspec.structs.replace(
+            message, epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
         )
+        self._send(numbered)
+        if self.on_message is not None:
+            self.on_message(numbered)
         self._metrics.bus_messages.inc()
 
     async def run(self) -> None:
         """Send heartbeats and take intents until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat())
+            if self._curve is not None:
+                tasks.create_task(self._curve.run())
             if self._pull is not None:
                 tasks.create_task(self._ingest(self._pull))
 
@@ -142,6 +157,8 @@ class Bus:
             self._pull.close(linger=0)
         if self._pub is not None:
             self._pub.close(linger=self._linger_ms)
+        if self._curve is not None:
+            self._curve.close()
         self._context.term()
         self._context = self._pub = self._pull = None
 

@@ -23,16 +23,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon import cli_live, cli_realtime
-from voiced.daemon.commands.pipes import (
-    drop_unwritten_output,
-    ends_with_its_reader,
-    replace_closed_streams,
-)
+from voiced.daemon.cli_group import group
+from voiced.daemon.cli_keys import keys_app
+from voiced.daemon.cli_live import add_commands
+from voiced.daemon.commands.pipes import drop_unwritten_output, replace_closed_streams
 from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
 from voiced.plugins.errors import PluginError
@@ -63,34 +60,15 @@ USAGE = frozenset(
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
 
 
-class _Commands(TyperGroup):
-    """Commands whose output may lose its reader; the library's own answer to that is status 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        with ends_with_its_reader():
-            return super().invoke(ctx)
-
-
-def _typer(text: str) -> typer.Typer:
-    return typer.Typer(
-        cls=_Commands,
-        help=text,
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,  # rich takes longer to import than everything else here
-        pretty_exceptions_enable=False,
-    )
-
-
-app = _typer("A voice daemon: audio in, transcripts on WebSocket and ZeroMQ, plugins act on them.")
-model_app = _typer("Get, build and check models.")
-config_app = _typer("Check and show the settings.")
-bench_app = _typer("Measure accuracy and speed.")
-plugins_app = _typer("List and run plugins.")
+app = group("A voice daemon: audio in, transcripts on WebSocket and ZeroMQ, plugins act on them.")
+model_app = group("Get, build and check models.")
+config_app = group("Check and show the settings.")
+bench_app = group("Measure accuracy and speed.")
+plugins_app = group("List and run plugins.")
 app.add_typer(model_app, name="model")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[
@@ -267,6 +245,14 @@ def _stream(
     ] = None,
     language: Language = None,
     partials: Annotated[bool, typer.Option(help="Ask for partial results or not.")] = True,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token to show, where one is asked for.", metavar="FILE"),
+    ] = None,
+    authority: Annotated[
+        Path | None,
+        typer.Option(help="PEM file with what signed the daemon's certificate.", metavar="FILE"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Play a file to a running daemon at the speed of speech and print what comes back.
@@ -274,11 +260,23 @@ def _stream(
     Each line begins with the seconds since the first audio was sent; `+ms` behind a partial or
     final counts from sending the last audio that it covers.
     """
+    from voiced.daemon.commands.keys import read_token
     from voiced.daemon.commands.stream import stream
     from voiced.daemon.config import load, stream_url
 
+    token = None if token_file is None else read_token(token_file)
     url = url or stream_url(load().settings.server)
-    _exit(stream(file, url=url, language=language, partials=partials, as_json=as_json))
+    _exit(
+        stream(
+            file,
+            url=url,
+            language=language,
+            partials=partials,
+            as_json=as_json,
+            token=token,
+            authority=authority,
+        )
+    )
 
 
 @app.command("listen")
@@ -294,11 +292,13 @@ def _listen(
     as_json: AsJson = False,
 ) -> None:
     """Print what a running daemon publishes on its bus."""
+    from voiced.daemon.commands.keys import client_keys
     from voiced.daemon.commands.listen import listen
     from voiced.daemon.config import connectable, load
 
-    bus = bus or connectable(load().settings.bus.endpoint)
-    _exit(listen(bus, types or (), as_json, count))
+    settings = load().settings.bus
+    bus = bus or connectable(settings.endpoint)
+    _exit(listen(bus, types or (), as_json, count, curve=client_keys(settings.curve)))
 
 
 @app.command("devices")
@@ -533,6 +533,7 @@ def _plugins_run(
 ) -> None:
     """Run one plugin in this process; its options are the file's table [plugins.NAME]."""
     from voiced.daemon import logs
+    from voiced.daemon.commands.keys import client_keys
     from voiced.daemon.commands.plugins import plugins_run
     from voiced.daemon.config import connectable, load
 
@@ -546,6 +547,7 @@ def _plugins_run(
             ingest or connectable(endpoints.ingest),
             loaded.file,
             options or (),
+            curve=client_keys(endpoints.curve),
         )
     )
 
@@ -767,8 +769,7 @@ def _bench_frontend(
     )
 
 
-cli_live.add_commands(app, bench_app, lambda status: _exit(status))
-cli_realtime.add_commands(bench_app, lambda status: _exit(status))
+add_commands(app, bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------

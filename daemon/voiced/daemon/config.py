@@ -19,10 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.section import Section as _Section
+from voiced.daemon.security_settings import ClientLimits, CurveSettings, TlsSettings, TotalLimits
 
 SYSTEM_FILE = Path("/etc/voiced/voiced.toml")
 
@@ -47,10 +49,6 @@ PLUGINS_SECTION = "plugins"
 
 Endpoint = Annotated[str, Field(pattern=r"^(tcp://[^\s:]+:(\d+|\*)|ipc://\S+)$")]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
 
 
 class ServerSettings(_Section):
@@ -93,6 +91,30 @@ class ServerSettings(_Section):
         le=86_400,
         description="A stream without audio is closed after this long.",
     )
+    handshake_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=300,
+        description="For TLS and the HTTP request to be complete.",
+    )
+    keepalive_s: float = Field(
+        default=20.0,
+        ge=3,
+        le=3_600,
+        description="A peer that cannot be reached for about this long is cut.",
+    )
+    tokens: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File of bearer tokens, written by `voiced keys token add`; where it is set, "
+        "every client needs one. Read again when it changes.",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Whether addresses beyond this machine may be listened on without TLS, "
+        "tokens or CURVE.",
+    )
+    tls: TlsSettings = TlsSettings()
 
 
 class BusSettings(_Section):
@@ -104,11 +126,7 @@ class BusSettings(_Section):
     ingest: Endpoint = Field(
         default="tcp://127.0.0.1:8767", description="Where plugins hand in messages (PULL, bound)."
     )
-    eager: bool = Field(
-        default=False,
-        description="Whether `eager_final` and `resumed` are published: texts before it is certain "
-        "that the segment ends.",
-    )
+    curve: CurveSettings = CurveSettings()
 
 
 class MindsporeLiteSettings(_Section):
@@ -227,24 +245,6 @@ class VadSettings(_Section):
         description="Detector: webrtc wakes silero (cascade), or one of them alone.",
     )
     end_ms: int = Field(default=600, ge=100, le=5_000, description="Silence that ends a segment.")
-    end_min_ms: int = Field(
-        default=300,
-        ge=100,
-        le=5_000,
-        description="The same where an intent was found in the text already.",
-    )
-    end_max_ms: int = Field(
-        default=600,
-        ge=100,
-        le=5_000,
-        description="The same where the text ends in a hesitation.",
-    )
-    eager_ms: int = Field(
-        default=200,
-        ge=0,
-        le=5_000,
-        description="Silence after which the final is begun, before the end is certain; 0: never.",
-    )
     pad_ms: int = Field(
         default=500, ge=0, le=2_000, description="Audio kept on both sides of the speech."
     )
@@ -256,9 +256,6 @@ class VadSettings(_Section):
     )
     partial_hop_ms: int = Field(
         default=400, ge=100, le=10_000, description="Speech between two partial results."
-    )
-    first_partial_ms: int = Field(
-        default=300, ge=100, le=10_000, description="Speech before the first partial result."
     )
 
 
@@ -320,6 +317,8 @@ class LimitsSettings(_Section):
     ready_timeout_s: float = Field(
         default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."
     )
+    client: ClientLimits = ClientLimits()
+    total: TotalLimits = TotalLimits()
 
 
 class LoggingSettings(_Section):
@@ -533,7 +532,8 @@ def _backend_options(engine: EngineSettings, backend: str) -> dict[str, str]:
 def stream_url(server: ServerSettings) -> str:
     """Where a client on this machine finds the server."""
     host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host
-    return f"ws://{f'[{host}]' if ':' in host else host}:{server.port}/v1/stream"
+    scheme = "ws" if server.tls.certificate is None else "wss"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}/v1/stream"
 
 
 def connectable(endpoint: str) -> str:
@@ -688,7 +688,7 @@ def _unknown(source: str, name: str, value: Any) -> Problem:
     if section in Settings.model_fields:  # first among its neighbours, then the same key elsewhere
         here = [k for k in KEYS if k.startswith(f"{section}.")]
         elsewhere = [k for k in KEYS if k.endswith(f".{key}")]
-        near = _nearest(name, here, cutoff=0.75) or next(iter(elsewhere), near)
+        near = _nearest(name, here, cutoff=0.8) or next(iter(elsewhere), near)
     return Problem(source, name, "unknown key", show(value), near)
 
 

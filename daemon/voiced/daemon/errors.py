@@ -4,6 +4,7 @@ DaemonError             base; `code` is stable and goes on the wire
 ├── StreamRefused       the stream is not opened; `code` says why
 │   ├── StreamInUse         stream_in_use: another open stream has this name
 │   ├── TooManyStreams      busy: the daemon carries as many streams as it is allowed to
+│   ├── TooManyOfClient     client_limit: this client has as many streams as it may
 │   ├── NotReady            not_ready: the engine is still loading or being replaced
 │   ├── UnknownLanguage     unknown_language: the bundle cannot recognise it
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
@@ -69,6 +70,22 @@ class TooManyStreams(StreamRefused):
 
     def __str__(self) -> str:
         return f"all {self.limit} streams are taken; try again in {self.retry_after_ms} ms"
+
+
+class TooManyOfClient(StreamRefused):
+    """This client, a token or an address, has as many streams as it may."""
+
+    code = "client_limit"
+
+    def __init__(self, limit: int, *, retry_after_ms: int = 1_000) -> None:
+        super().__init__(limit)
+        self.limit, self.retry_after_ms = limit, retry_after_ms
+
+    def __str__(self) -> str:
+        return (
+            f"this client has {self.limit} connections, the most that `limits.client.streams` "
+            f"allows; try again in {self.retry_after_ms} ms"
+        )
 
 
 class NotReady(StreamRefused):

@@ -40,6 +40,29 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.connections_cut = Counter(
+            "voiced_connections_cut",
+            "TCP connections cut before their request, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self.access_denied = Counter(
+            "voiced_access_denied",
+            "HTTP requests without a sufficient token, by code",
+            ["code"],
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "voiced_files_reloaded",
+            "Certificates, tokens and keys read again",
+            registry=registry,
+        )
+        self.limited = Counter(
+            "voiced_limited",
+            "Times a client was slowed or turned away, by limit",
+            ["limit"],
+            registry=registry,
+        )
         self.audio_bytes = Counter(
             "voiced_audio_bytes", "Bytes of audio received", registry=registry
         )
@@ -71,12 +94,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self.speculations = Counter(
-            "voiced_speculations",
-            "Finals begun when silence began, by what became of them",
-            ["outcome"],
-            registry=registry,
-        )
         self.latency_s = Histogram(
             "voiced_final_latency_seconds",
             "Arrival of a segment's last audio to its final",
@@ -98,10 +115,6 @@ class Metrics:
             "voiced_engine_queued_finals": (
                 "Final requests waiting",
                 lambda: load().queued_finals,
-            ),
-            "voiced_engine_queued_eager": (
-                "Speculative final requests waiting",
-                lambda: load().queued_eager,
             ),
             "voiced_engine_queued_partials": (
                 "Partial requests waiting",

@@ -32,6 +32,8 @@ class Code(StrEnum):
     TOO_LARGE = "too_large"
     IDLE = "idle"
     """Nothing came for too long; found by the shell, which has the clock."""
+    QUOTA = "quota"
+    """More audio than the client may send in an hour; counted by the shell, too."""
 
 
 @dataclass(frozen=True, slots=True)

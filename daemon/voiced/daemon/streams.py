@@ -11,8 +11,6 @@ from dataclasses import replace
 import msgspec
 
 from voiced.audio.clock import Clock
-from voiced.daemon.asking import Engine
-from voiced.daemon.chain import endpoint_policy
 from voiced.daemon.errors import (
     NotReady,
     ShuttingDown,
@@ -22,7 +20,7 @@ from voiced.daemon.errors import (
     UnknownLanguage,
 )
 from voiced.daemon.metrics import Metrics
-from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
+from voiced.daemon.session import Engine, Front, Intake, Send, SessionSettings, StreamSession
 from voiced.daemon.wire import Intent, Start
 
 logger = logging.getLogger(__name__)
@@ -95,11 +93,7 @@ class Streams:
             send=send,
             rate_hz=start.audio.rate_hz,
             settings=replace(
-                self._settings,
-                wants_partials=start.partials,
-                wants_eager=start.eager,
-                language=start.language,
-                endpoint=endpoint_policy(self._settings.endpoint, start.vad),
+                self._settings, wants_partials=start.partials, language=start.language
             ),
             metrics=self.metrics,
             clock=self._clock,
@@ -112,7 +106,7 @@ class Streams:
         """Pass a plugin's intent to the stream's own client, if that is still there."""
         session = self._sessions.get(intent.stream)
         if session is not None:
-            session.hear_intent(intent)
+            session.deliver(intent)
 
     async def drain(self, *, deadline_s: float) -> None:
         """Refuse new streams and end the open ones; what is late fails with `shutting_down`."""

@@ -41,8 +41,8 @@ def is_journal(stream: TextIO, environment: Mapping[str, str] = os.environ) -> b
     return environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-def formatter_for(stream: TextIO) -> logging.Formatter:
-    """The formatter of lines that go to `stream`."""
-    if is_journal(stream):
+def formatter_for(stream: TextIO | None) -> logging.Formatter:
+    """The formatter of lines that go to `stream`; None: standard error was closed."""
+    if stream is not None and is_journal(stream):
         return JournalFormatter()
     return logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")

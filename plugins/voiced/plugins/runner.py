@@ -22,6 +22,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from voiced.plugins.curve import CurveKeys
 from voiced.plugins.errors import PluginError, PluginNotFound
 from voiced.plugins.sdk import DEFAULT_INGEST, IntentPublisher, Plugin, PluginContext
 from voiced.plugins.subscriber import (
@@ -193,6 +194,7 @@ def run_plugin(
     ingest_endpoint: str = DEFAULT_INGEST,
     options: Mapping[str, Any] | None = None,
     *,
+    curve: CurveKeys | None = None,
     limits: Limits | None = None,
 ) -> int:
     """Run a plugin until SIGTERM or SIGINT; the return value is the process's exit code.
@@ -207,8 +209,8 @@ def run_plugin(
     limits = limits or Limits()
     plugin_class = load_plugin(name)
     with (
-        IntentPublisher(ingest_endpoint) as publisher,
-        BusSubscriber(bus_endpoint, plugin_class.topics) as subscriber,
+        IntentPublisher(ingest_endpoint, curve=curve) as publisher,
+        BusSubscriber(bus_endpoint, plugin_class.topics, curve=curve) as subscriber,
         _signals_interrupt(subscriber),
         Watchdog() as watchdog,
     ):

@@ -15,6 +15,7 @@ import msgspec
 import zmq
 
 from voiced.daemon import wire
+from voiced.plugins.curve import CurveKeys
 from voiced.plugins.errors import PluginConfigError
 from voiced.plugins.subscriber import Gap, Lost, Regained, Restarted
 
@@ -35,7 +36,14 @@ class IntentPublisher:
     handed over within `timeout_s` is dropped and counted, and nothing queues without a peer.
     """
 
-    def __init__(self, endpoint: str = DEFAULT_INGEST, *, timeout_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        endpoint: str = DEFAULT_INGEST,
+        *,
+        curve: CurveKeys | None = None,
+        timeout_s: float = 0.5,
+    ) -> None:
+        """Connect; `curve` is for a daemon that is closed to others."""
         self.dropped = 0
         """Intents that found no daemon, since the start."""
         self._endpoint = endpoint
@@ -45,7 +53,12 @@ class IntentPublisher:
         self._socket.set(zmq.IMMEDIATE, 1)
         self._socket.set(zmq.SNDTIMEO, round(timeout_s * 1000))
         try:
+            if curve is not None:
+                curve.apply(self._socket)
             self._socket.connect(endpoint)
+        except ValueError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ValueError(f"ingest endpoint {endpoint!r} cannot be used: {error}") from error
@@ -154,27 +167,17 @@ class Plugin:
         self.context = context
 
     def on_message(self, message: wire.ServerMessage) -> None:
-        """Called with every message but heartbeats; passes on those that have a method."""
+        """Called with every message but heartbeats; passes finals and partials on."""
         if isinstance(message, wire.Final):
             self.on_final(message)
         elif isinstance(message, wire.Partial):
             self.on_partial(message)
-        elif isinstance(message, wire.EagerFinal):
-            self.on_eager_final(message)
-        elif isinstance(message, wire.Resumed):
-            self.on_resumed(message)
 
     def on_final(self, message: wire.Final) -> None:
         """The last word on a segment; its text is empty when no speech was found."""
 
     def on_partial(self, message: wire.Partial) -> None:
         """The text so far of a segment that still grows."""
-
-    def on_eager_final(self, message: wire.EagerFinal) -> None:
-        """What the final will be if nothing more is said; only where the daemon publishes it."""
-
-    def on_resumed(self, message: wire.Resumed) -> None:
-        """Speech goes on: the segment's `eager_final` is taken back."""
 
     def on_gap(self, gap: Gap) -> None:
         """Messages were lost between daemon and plugin; the runner has logged it."""

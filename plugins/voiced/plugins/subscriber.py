@@ -20,6 +20,7 @@ from typing import Self
 import zmq
 
 from voiced.daemon import wire
+from voiced.plugins.curve import CurveKeys
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ class BusSubscriber:
         topics: Beginnings of the topics to deliver, e.g. `final/` or `final/mic`; empty delivers
             everything. Gaps are told whatever their topic: nobody knows what was lost.
         heartbeat_s: The daemon's heartbeat interval; three silent ones are a `Lost`.
+        curve: For a bus that is closed to others.
         queue_limit: Messages kept for a slow reader; above it ZeroMQ drops and a `Gap` tells.
         now: Monotonic seconds.
     """
@@ -137,6 +139,7 @@ class BusSubscriber:
         endpoint: str = DEFAULT_BUS,
         topics: Sequence[str] = (),
         *,
+        curve: CurveKeys | None = None,
         heartbeat_s: float = 1.0,
         queue_limit: int = 10_000,
         now: Callable[[], float] = time.monotonic,
@@ -167,7 +170,12 @@ class BusSubscriber:
         self._socket.set(zmq.HEARTBEAT_TIMEOUT, 6_000)
         self._socket.set(zmq.SUBSCRIBE, b"")
         try:
+            if curve is not None:
+                curve.apply(self._socket)
             self._socket.connect(endpoint)
+        except ValueError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise ValueError(f"bus endpoint {endpoint!r} cannot be used: {error}") from error

@@ -12,6 +12,7 @@ import msgspec
 from voiced.daemon import wire
 
 if TYPE_CHECKING:
+    from voiced.plugins.curve import CurveKeys
     from voiced.plugins.subscriber import BusItem
 
 EXIT_OK, EXIT_USAGE = 0, 2
@@ -23,6 +24,7 @@ def listen(
     as_json: bool = False,
     count: int | None = None,
     *,
+    curve: CurveKeys | None = None,
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
@@ -32,6 +34,7 @@ def listen(
         endpoint: The daemon's PUB socket.
         types: Message types to print, e.g. `final`; empty prints all.
         as_json: One JSON object a line, as on the bus; losses as `{"type": "gap", …}`.
+        curve: For a bus that is closed to others.
         count: Messages to print; losses and restarts do not count.
         out: Where messages go; standard output by default.
         err: Where losses and restarts go without `as_json`; standard error by default.
@@ -48,7 +51,7 @@ def listen(
         print(f"voiced: {text}", file=err)
         return EXIT_USAGE
     try:
-        subscriber = BusSubscriber(endpoint, [f"{each}/" for each in types])
+        subscriber = BusSubscriber(endpoint, [f"{each}/" for each in types], curve=curve)
     except ValueError as error:
         print(f"voiced: {error}", file=err)
         return EXIT_USAGE

@@ -6,7 +6,10 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from voiced.plugins.curve import CurveKeys
 
 EXIT_OK, EXIT_USAGE = 0, 2
 
@@ -38,6 +41,8 @@ def plugins_run(
     ingest: str = DEFAULT_INGEST,
     config: Path | None = None,
     settings: Sequence[str] = (),
+    *,
+    curve: CurveKeys | None = None,
 ) -> int:
     """Run one plugin until SIGTERM or SIGINT.
 
@@ -47,6 +52,7 @@ def plugins_run(
         ingest: The daemon's PULL socket for intents.
         config: TOML file; its table `[plugins.NAME]` are the options.
         settings: `key=value` pairs that go over those of the file.
+        curve: For a bus that is closed to others.
 
     Returns:
         0 stopped by a signal, 1 failed or hung, 2 unusable name, options or file.
@@ -55,7 +61,8 @@ def plugins_run(
     from voiced.plugins.runner import run_plugin
 
     try:
-        return run_plugin(name, bus, ingest, read_options(name, config, settings))
+        options = read_options(name, config, settings)
+        return run_plugin(name, bus, ingest, options, curve=curve)
     except (PluginError, ValueError) as error:
         print(f"voiced: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import ssl
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voiced.audio.frames import RATE_HZ
 from voiced.daemon import wire
@@ -45,6 +46,25 @@ class StreamEndedEarly(DaemonError):
     """The server refused the stream or left before `ended`."""
 
     code = "stream_ended_early"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the daemon is, and how to get in."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    authority: Path | None = None
+    """PEM file with what signed its certificate, besides the system's own list."""
+
+    def options(self) -> dict[str, Any]:
+        """What the connection is opened with."""
+        options: dict[str, Any] = {"open_timeout": ANSWER_TIMEOUT_S, "max_size": None}
+        if self.token is not None:
+            options["additional_headers"] = {"Authorization": f"Bearer {self.token}"}
+        if self.authority is not None:
+            options["ssl"] = ssl.create_default_context(cafile=self.authority)
+        return options
 
 
 @dataclass(slots=True)
@@ -97,6 +117,8 @@ def stream(
     language: str | None = None,
     partials: bool = True,
     as_json: bool = False,
+    token: str | None = None,
+    authority: Path | None = None,
 ) -> int:
     """Stream a file in real time; return 0, or 1 when a segment failed.
 
@@ -119,7 +141,7 @@ def stream(
             )
             print(line, flush=True)
 
-        tally, timeline = asyncio.run(_talk(url, start, frames, show))
+        tally, timeline = asyncio.run(_talk(Target(url, token, authority), start, frames, show))
         summary = _summary(tally, timeline)
         print(json.dumps({"type": "summary", **summary}) if as_json else _summary_line(summary))
     return 1 if tally.failed else 0
@@ -170,7 +192,7 @@ Show = Callable[[wire.ServerMessage, float, float | None], None]
 
 
 async def _talk(
-    url: str, start: wire.Start, frames: Sequence[bytes], show: Show
+    target: Target, start: wire.Start, frames: Sequence[bytes], show: Show
 ) -> tuple[Tally, Timeline]:
     """Hold one conversation from `start` to `ended`."""
     from websockets.asyncio.client import connect
@@ -182,8 +204,9 @@ async def _talk(
         InvalidURI,
     )
 
+    url = target.url
     try:
-        connection = await connect(url, open_timeout=ANSWER_TIMEOUT_S, max_size=None)
+        connection = await connect(url, **target.options())
     except InvalidURI as error:
         raise ServerUnreachable(url, "not a ws:// or wss:// address") from error
     except InvalidStatus as error:

@@ -1,0 +1,240 @@
+"""One WebSocket client of `/v1/stream`, from the upgrade to the close."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from voiced.audio.errors import AudioError
+from voiced.audio.pcm import frame_bytes
+from voiced.daemon.chain import stream_format
+from voiced.daemon.connections import Connection
+from voiced.daemon.errors import DaemonError, SlowClient, StreamBroken, StreamRefused
+from voiced.daemon.limits import Meter, Toll
+from voiced.daemon.options import ServerOptions
+from voiced.daemon.outbox import Outbox
+from voiced.daemon.session import StreamSession
+from voiced.daemon.stream_protocol import Action, Audio, Code, StreamProtocol, Violation
+from voiced.daemon.streams import Streams
+from voiced.daemon.wire import Cancel, Error, Flush, Start, Stop
+
+logger = logging.getLogger(__name__)
+
+NO_STREAM = "-"
+"""`error.stream` on a connection that has no stream yet."""
+
+CLOSE_CODES = {
+    "busy": CloseCode.TRY_AGAIN_LATER,
+    "not_ready": CloseCode.TRY_AGAIN_LATER,
+    "stream_in_use": CloseCode.TRY_AGAIN_LATER,
+    "client_limit": CloseCode.TRY_AGAIN_LATER,
+    "quota": CloseCode.TRY_AGAIN_LATER,
+    "shutting_down": CloseCode.GOING_AWAY,
+    "internal": CloseCode.INTERNAL_ERROR,
+}
+"""Close code by error code; every other error closes with 1008."""
+
+_ARMS_PER_LIMIT = 8
+"""How often the idle time-out is set anew: a timer for each message would cost a tenth of it."""
+
+
+class StreamClient:
+    """One WebSocket client and its stream."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: ServerOptions,
+        streams: Streams,
+        everybody: Meter,
+    ) -> None:
+        self.connection, self._settings, self._streams = connection, settings, streams
+        own = [] if connection.client is None else [connection.client.meter]
+        self._meters = [meter for meter in (*own, everybody) if not meter.is_unlimited]
+        self._audio_bytes_per_s = float("inf")
+        self._protocol = StreamProtocol()
+        self._outbox = Outbox(
+            max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
+        )
+        self._session: StreamSession | None = None
+        self._sender = asyncio.create_task(self._send_all())
+
+    async def serve(self) -> None:
+        """Talk until the stream has ended; then the connection is closed."""
+        try:
+            await self._converse()
+            await self._say_goodbye(CloseCode.NORMAL_CLOSURE)
+        except ConnectionClosed as closed:
+            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
+                self._streams.metrics.client_errors.labels(code=Code.TOO_LARGE).inc()
+        except (_ProtocolViolation, AudioError, DaemonError) as error:
+            await self._refuse(error)
+        finally:
+            self._outbox.close()
+            if self._session is not None:
+                await self._session.abort()
+            await asyncio.wait({self._sender})
+
+    async def drain(self) -> None:
+        """The daemon stops: finish the stream, if any, and close with 1001."""
+        if self._session is not None:
+            await self._session.finish()
+        await self._say_goodbye(CloseCode.GOING_AWAY, flush_s=self._settings.close_timeout_s)
+
+    async def expel(self, code: str, message: str) -> None:
+        """Its right to be here is over: say so and close; what it said is answered on the bus."""
+        await self._refuse(_ProtocolViolation(code, message))
+
+    # ---- in --------------------------------------------------------------------------------
+
+    async def _converse(self) -> None:
+        """Run the stream to `ended`; a client that sends nothing for long is at fault."""
+        limit_s = self._settings.start_timeout_s
+        idle = asyncio.timeout(limit_s)
+        try:
+            async with idle:
+                clock = asyncio.get_running_loop().time
+                armed_s = clock()
+                while True:
+                    data = await self.connection.recv()
+                    if self._meters and (wait_s := self._pay(data)):
+                        idle.reschedule(None)  # slowed by us, which is no fault of the client
+                        armed_s = float("-inf")
+                        await asyncio.sleep(wait_s)
+                    action = self._protocol.receive(data)
+                    if isinstance(action, Audio) and not self._stream.is_full:
+                        await self._stream.feed(action.data)
+                    else:
+                        idle.reschedule(None)  # waiting for us is no fault of the client
+                        if await self._act(action):
+                            return
+                        if self._session is not None:
+                            limit_s = self._settings.idle_timeout_s
+                        armed_s = float("-inf")
+                    now_s = clock()
+                    if now_s - armed_s > limit_s / _ARMS_PER_LIMIT:
+                        idle.reschedule(now_s + limit_s)
+                        armed_s = now_s
+        except TimeoutError:
+            if not idle.expired():
+                raise
+            is_started = self._session is not None
+            found, expected = ("nothing", "audio") if is_started else ("no `start`", "`start`")
+            message = f"found {found} for {limit_s:g} s, expected {expected}"
+            raise _ProtocolViolation(Code.IDLE, message) from None
+
+    def _pay(self, data: bytes | str) -> float:
+        """Count a message; return how long to read nothing more.
+
+        Raises:
+            _ProtocolViolation: It has sent all the audio that it may.
+        """
+        size, toll, now_s = len(data), Toll(), time.monotonic()
+        audio_s = size / self._audio_bytes_per_s if isinstance(data, bytes) else 0.0
+        for meter in self._meters:
+            meter.charge(toll, size=size, audio_s=audio_s, now_s=now_s)
+        if toll.is_over_quota:
+            self._streams.metrics.limited.labels(limit="audio").inc()
+            raise _ProtocolViolation(Code.QUOTA, "more audio than `audio_s_per_hour` allows")
+        if toll.wait_s:
+            self._streams.metrics.limited.labels(limit=toll.limit).inc()
+        return toll.wait_s
+
+    async def _act(self, action: Action | None) -> bool:
+        """Do what the client asked for; return whether the stream is over."""
+        match action:
+            case Start() as start:
+                self._session = self._streams.open(start, send=self._outbox.put)
+                frame = frame_bytes(stream_format(start.audio))
+                self._audio_bytes_per_s = float(frame * start.audio.rate_hz)
+            case Audio(data):
+                await self._stream.feed(data)
+            case Flush():
+                self._stream.flush()
+            case Stop():
+                await self._stream.finish()
+                return True
+            case Cancel():
+                await self._stream.cancel()
+                return True
+            case Violation(code, message):
+                raise _ProtocolViolation(code, message)
+        return False
+
+    @property
+    def _stream(self) -> StreamSession:
+        if self._session is None:
+            raise RuntimeError("the protocol let a message pass before `start`")
+        return self._session
+
+    # ---- out -------------------------------------------------------------------------------
+
+    async def _send_all(self) -> None:
+        try:
+            await self._outbox.pump(self.connection.send)
+        except ConnectionClosed:
+            pass  # the reader sees it too
+        except SlowClient as slow:
+            self._count(slow.code)
+            logger.info("client given up stream=%s reason=%s", self._name, slow)
+            if self._session is not None:
+                self._session.detach()
+                self._session.report(slow.code, str(slow))
+            await self._close(CloseCode.POLICY_VIOLATION, slow.code)
+
+    async def _refuse(self, error: _ProtocolViolation | AudioError | DaemonError) -> None:
+        """Tell the client what is wrong and close; its closed segments go on for the bus."""
+        self._count(error.code)
+        is_ours = isinstance(error, StreamBroken)
+        message = "internal error; the daemon's log has more" if is_ours else str(error)
+        logger.info("client refused stream=%s code=%s: %s", self._name, error.code, message)
+        if self._session is not None:
+            self._session.report(error.code, message)
+        else:
+            retry_after_ms = error.retry_after_ms if isinstance(error, StreamRefused) else None
+            self._outbox.put(
+                Error(
+                    stream=NO_STREAM,
+                    code=error.code,
+                    message=message,
+                    retry_after_ms=retry_after_ms,
+                )
+            )
+        if self._session is not None:
+            self._session.detach()
+        await self._say_goodbye(CLOSE_CODES.get(error.code, CloseCode.POLICY_VIOLATION), error.code)
+
+    async def _say_goodbye(
+        self, code: CloseCode, reason: str = "", *, flush_s: float | None = None
+    ) -> None:
+        """Send what waits, for at most `flush_s` (None: the outbox's own time-out); then close."""
+        self._outbox.close()
+        await asyncio.wait({self._sender}, timeout=flush_s)
+        await self._close(code, reason)
+
+    async def _close(self, code: CloseCode, reason: str) -> None:
+        """Close; a client that does not read or answer is cut."""
+        try:
+            async with asyncio.timeout(self._settings.close_timeout_s):
+                await self.connection.close(code, reason)
+        except TimeoutError:
+            self.connection.transport.abort()
+
+    def _count(self, code: str) -> None:
+        self._streams.metrics.client_errors.labels(code=code).inc()
+
+    @property
+    def _name(self) -> str:
+        return NO_STREAM if self._session is None else self._session.name
+
+
+class _ProtocolViolation(Exception):
+    """The client broke the protocol."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
