@@ -48,6 +48,17 @@ Place = Tuple[int, Tuple[int, ...], Any]  # noqa: UP006
 Message = Dict[str, Any]  # noqa: UP006
 
 
+class _Call:
+    """A bound graph, where its host arrays lie in the memory file, and the arrays themselves."""
+
+    def __init__(self, bound: Bound, read: dict[str, Place], written: dict[str, Place]) -> None:
+        self.bound, self.read, self.written = bound, read, written
+        self.inputs: dict[str, np.ndarray] = {}
+        self.outputs: dict[str, np.ndarray] = {}
+        self.memory: mmap.mmap | None = None
+        """The mapping that the arrays are views of; they are made anew with another."""
+
+
 class GraphServer:
     """The tables behind the ids, and one method per request."""
 
@@ -57,7 +68,7 @@ class GraphServer:
         self._memory: mmap.mmap | None = None
         self._graphs: dict[int, Graph] = {}
         self._tensors: dict[int, np.ndarray] = {}
-        self._calls: dict[int, tuple[Bound, dict[str, Place], dict[str, Place]]] = {}
+        self._calls: dict[int, _Call] = {}
 
     def answer(self, request: Message) -> Message:
         """Do one request; raises RuntimeRefused."""
@@ -104,13 +115,15 @@ class GraphServer:
         (inputs, read), (outputs, written) = sides
         graph = self._graphs[request["graph"]]
         bound = self._runtime.bind(graph, inputs, outputs, shapes)
-        self._calls[request["call"]] = (bound, read, written)
+        self._calls[request["call"]] = _Call(bound, read, written)
 
     def _run(self, request: Message) -> Message:
-        bound, read, written = self._calls[request["call"]]
-        inputs = {name: self._view(place) for name, place in read.items()}
-        outputs = {name: self._view(place) for name, place in written.items()}
-        self._runtime.run(bound, inputs, outputs)
+        call = self._calls[request["call"]]
+        if call.memory is not self._memory:
+            call.inputs = {name: self._view(place) for name, place in call.read.items()}
+            call.outputs = {name: self._view(place) for name, place in call.written.items()}
+            call.memory = self._memory
+        self._runtime.run(call.bound, call.inputs, call.outputs)
         return {"ns": self._runtime.run_ns, "keep_ns": self._runtime.keep_ns}
 
     def _write(self, request: Message) -> None:
