@@ -16,10 +16,10 @@ from onnx import TensorProto
 from voiced.engine.backends.base import Session
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.graph import Precision
+from voiced.engine.build.resident_layers import OPERATORS
 from voiced.engine.build.whisper import prefill_graph, step_graph
 from voiced.engine.build.whisper_layers import WhisperDims, read_dims
 from voiced.engine.build.whisper_resident import (
-    OPERATORS,
     resident_prefill_graph,
     resident_step_graph,
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -51,16 +53,63 @@ def quantise_columns(
     return rounded.astype(np.int8), scale, np.zeros(columns, np.int8)
 
 
+class WeightFile:
+    """The one file beside a bundle's graphs that their large constants go to as they are made.
+
+    So memory holds one tensor at a time, and no graph exceeds the 2 GB of a protobuf message. For
+    use in a `with` statement; several graphs may share it.
+    """
+
+    LEAST_BYTES = 4096
+    """Smaller constants stay in the graph, where optimisers and converters look at them."""
+    ALIGNMENT = 4096
+    """Of each tensor's start, so that a runtime can map it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb")
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def add(self, array: npt.NDArray[np.generic], name: str) -> onnx.TensorProto:
+        """Append an array; returns the constant that refers to it."""
+        start = -(-self._file.tell() // self.ALIGNMENT) * self.ALIGNMENT
+        self._file.seek(start)
+        self._file.write(np.ascontiguousarray(array).data)
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            dims=array.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        place = {"location": self.path.name, "offset": str(start), "length": str(array.nbytes)}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=value)
+        return tensor
+
+
 class GraphBuilder:
     """Collects nodes and constants of one graph; every method returns the output's name.
 
     Operators that came with a later opset than the graph's are written out in older ones.
     """
 
-    def __init__(self, name: str, precision: Precision, opset: int) -> None:
+    def __init__(
+        self, name: str, precision: Precision, opset: int, weights: WeightFile | None = None
+    ) -> None:
         self.name = name
         self.precision = precision
         self.opset = opset
+        self._weights = weights
         is_half = precision is Precision.FP16
         self.dtype = np.dtype(np.float16 if is_half else np.float32)
         """Of activations."""
@@ -95,7 +144,10 @@ class GraphBuilder:
         if array.size <= 16 and key in self._shared:
             return self._shared[key]
         name = self._fresh("const")
-        self._constants.append(numpy_helper.from_array(array, name))
+        if self._weights is not None and array.nbytes >= WeightFile.LEAST_BYTES:
+            self._constants.append(self._weights.add(array, name))
+        else:
+            self._constants.append(numpy_helper.from_array(array, name))
         if array.size <= 16:
             self._shared[key] = name
         return name
@@ -191,7 +243,7 @@ class GraphBuilder:
         return x if self.dtype == np.float32 else self.op("Cast", x, to=self.float)
 
     def model(self) -> onnx.ModelProto:
-        """Put the graph together and check it."""
+        """Put the graph together and check it, unless its weights are in a file: see `save`."""
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, self._constants
         )
@@ -202,5 +254,11 @@ class GraphBuilder:
             ir_version=10 if self.opset > 13 else 7,
             producer_name="voiced",
         )
-        onnx.checker.check_model(model)
+        if self._weights is None:
+            onnx.checker.check_model(model)
         return model
+
+    def save(self, path: Path) -> None:
+        """Write the graph, beside its file of weights if it has one, and check it."""
+        onnx.save(self.model(), path)
+        onnx.checker.check_model(str(path))
