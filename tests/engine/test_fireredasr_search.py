@@ -176,10 +176,10 @@ def test_a_row_that_has_ended_is_never_continued_and_gives_its_cells_away() -> N
     search = FireRedBeamSearch(beam=2, max_tokens=9, end=END)
     search.advance(*arrays([-1.0, -1.5], [0, 0], [7, 8]), np.array([-0.5], np.float32))
     assert search.last == [END, 7]
-    assert search.scores == [float(OUT), -1.0]
+    assert search.scores == [float(OUT), 0.0]  # behind the best that lives
     assert search.parents == [0, 0]
     # what the graph offers for the ended row counts for nothing
-    search.advance(*arrays([-2.0, -2.5], [1, 1], [9, 5]), np.array([5.0, -9.0], np.float32))
+    search.advance(*arrays([-1.0, -1.5], [1, 1], [9, 5]), np.array([5.0, -9.0], np.float32))
     assert search.parents == [1, 1]
     assert [h.tokens for h in search.results()] == [(), (7, 9)]
 

@@ -447,6 +447,29 @@ def _model_build(
     _exit(model_build(name, from_dir, force))
 
 
+@model_app.command("import")
+def _model_import(
+    family: Annotated[Literal["fireredasr"], typer.Argument(help="Kind of model.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A released model's files.", metavar="DIR", file_okay=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the bundle.", metavar="NAME")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "int8", "fp16"], typer.Option(help="Of the weights; fp16 is portable.")
+    ] = "fp32",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="What `voiced model convert` starts from.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Build a bundle from a model's released files."""
+    from voiced.daemon.commands.model_import import model_import
+
+    _exit(model_import(family, folder, name, precision, portable, force))
+
+
 @model_app.command("convert")
 def _model_convert(
     name: ModelName = "whisper-base-fp32",

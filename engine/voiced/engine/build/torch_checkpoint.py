@@ -292,11 +292,11 @@ class LazyTensors(Mapping[str, npt.NDArray[Any]]):
     """The tensors of an open checkpoint by name; each look-up reads from the file."""
 
     def __init__(self, checkpoint: Checkpoint, infos: Mapping[str, TensorInfo]) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self.infos = infos
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        return self._checkpoint.read(self.infos[name])
+        return self.checkpoint.read(self.infos[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)

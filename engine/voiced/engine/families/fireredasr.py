@@ -52,7 +52,7 @@ class FireRedModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     search: FireRedSearch
     resident: ResidentInfo | None = None
     """None: the graphs take and give their caches as host arrays. Else its `places` are the
-    encoder's relative position encodings, float32[2 P - 1, d] around distance 0, and its spans
+    encoder's relative position encodings, float32[2 P, d] from distance P to 1 - P, and its spans
     count encoder frames."""
 
     @property

@@ -23,6 +23,7 @@ from voiced.engine.families.fireredasr import (
     FireRedTokenInfo,
 )
 from voiced.engine.families.fireredasr_graphs import FireRedGraphs, HostGraphs, Loan
+from voiced.engine.families.fireredasr_resident import ResidentGraphs
 from voiced.engine.families.fireredasr_search import FireRedBeamSearch, FireRedHypothesis
 from voiced.engine.families.fireredasr_text import Tokens
 from voiced.engine.graphs import open_graphs
@@ -78,16 +79,26 @@ class FireRedModel:
             )
         self._graphs = open_graphs(root, manifest, backend, threads=threads)
         beam = self.info.search.beam if max_beam is None else max_beam
-        self._memory: FireRedGraphs = HostGraphs(
-            self._graphs,
-            sorted({g.frames for g in manifest.gears}),
-            self.info,
-            max_batch=max_batch,
-            max_beam=beam,
-        )
+        self._memory = self._open(root, manifest, max_batch, beam)
         self.gears = self._memory.gears
         self.max_batch = self._memory.max_batch
         """Most utterances decoded together."""
+
+    def _open(self, root: Path, manifest: Manifest, max_batch: int, max_beam: int) -> FireRedGraphs:
+        info, resident = self.info, self.info.resident
+        if resident is None:
+            lengths = sorted({g.frames for g in manifest.gears})
+            return HostGraphs(self._graphs, lengths, info, max_batch=max_batch, max_beam=max_beam)
+        if max_beam > resident.rows:
+            raise BundleError(
+                root,
+                found=f"a decoder of {resident.rows} rows",
+                expected=f"at least {max_beam} for engine.beam = {max_beam}",
+                next_step=f"set engine.beam to {resident.rows} or less",
+            )
+        places = np.fromfile(root / resident.places, np.float32).reshape(-1, info.d_model)
+        gears = [Gear(g.frames, g.batch) for g in manifest.gears]
+        return ResidentGraphs(self._graphs, gears, info, resident, places, max_batch=max_batch)
 
     @property
     def traffic(self) -> Traffic:

@@ -50,6 +50,15 @@ class _Row:
     ended: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    total: np.float32
+    parent: int
+    token: int
+    step: np.float32
+    """Its own log-probability."""
+
+
 class FireRedBeamSearch:
     """The search of one utterance; begins with one row, the start token.
 
@@ -89,52 +98,52 @@ class FireRedBeamSearch:
 
     @property
     def scores(self) -> list[float]:
-        """What the graph is given: the sum of each row, `OUT` for one that has ended."""
-        return [float(OUT if row.ended else row.score) for row in self._rows]
+        """What the graph is given: how far each row lies behind the best live one, `OUT` for one
+        that has ended. Near 0, a float32 tells a token's own log-probability; near -60 not."""
+        return [float(given) for given in self._given()]
+
+    def _given(self) -> list[np.float32]:
+        best = max((row.score for row in self._rows if not row.ended), default=np.float32(0))
+        return [OUT if row.ended else np.float32(row.score - best) for row in self._rows]
 
     def advance(self, scores: Float, parents: Int, tokens: Int, ends: Float) -> None:
         """Take one step's answer.
 
         Args:
-            scores: float32[>= beam], sums of the best continuations by other than the end token.
+            scores: float32[>= beam], of the best continuations by other than the end token: what
+                the graph was given for the row and the token's log-probability.
             parents: int32, the row that each continues.
             tokens: int32, the token that each adds.
-            ends: float32[rows], the sum of ending each row here.
+            ends: float32[rows], of ending each row here.
         """
-        rows = self._rows
-        offers: list[tuple[np.float32, int, int]] = [
-            (np.float32(score), int(parent), int(token))
-            for score, parent, token in zip(scores, parents, tokens, strict=True)
-            if not rows[int(parent)].ended
-        ]
+        rows, given = self._rows, self._given()
+        offers: list[_Offer] = []
+        for score, parent, token in zip(scores, parents, tokens, strict=True):
+            row = rows[int(parent)]
+            if not row.ended:
+                step = np.float32(score - given[int(parent)])
+                offers.append(_Offer(np.float32(row.score + step), int(parent), int(token), step))
         for i, row in enumerate(rows):
-            total = row.score if row.ended else self._ending(row, np.float32(ends[i]))
-            offers.append((total, i, self._end))
-        offers.sort(key=lambda offer: -offer[0])
+            step = np.float32(0)
+            if not row.ended:
+                step = np.float32(np.float32(ends[i] - given[i]) * self._eos_penalty)
+            offers.append(_Offer(np.float32(row.score + step), i, self._end, step))
+        offers.sort(key=lambda offer: -offer.total)
         chosen = offers[: self._beam]
-        self._rows = [self._follow(rows[parent], token, total) for total, parent, token in chosen]
+        self._rows = [self._follow(rows[offer.parent], offer) for offer in chosen]
         self._steps += 1
-        live = next(
-            (p for (_, p, _), row in zip(chosen, self._rows, strict=True) if not row.ended), 0
-        )
-        self.parents = [
-            live if row.ended else parent
-            for (_, parent, _), row in zip(chosen, self._rows, strict=True)
-        ]
+        pairs = list(zip(chosen, self._rows, strict=True))
+        live = next((offer.parent for offer, row in pairs if not row.ended), 0)
+        self.parents = [live if row.ended else offer.parent for offer, row in pairs]
         self.done = self._steps >= self._max_tokens or all(row.ended for row in self._rows)
 
-    def _ending(self, row: _Row, end: np.float32) -> np.float32:
-        if self._eos_penalty == 1:
-            return end
-        return np.float32(row.score + np.float32(end - row.score) * self._eos_penalty)
-
-    def _follow(self, row: _Row, token: int, total: np.float32) -> _Row:
+    def _follow(self, row: _Row, offer: _Offer) -> _Row:
         if row.ended:
             return row
-        if token == self._end:
-            return _Row(row.tokens, row.chances, total, ended=True)
-        chance = float(np.exp(float(total) - float(row.score)))
-        return _Row((*row.tokens, token), (*row.chances, min(chance, 1.0)), total, ended=False)
+        if offer.token == self._end:
+            return _Row(row.tokens, row.chances, offer.total, ended=True)
+        chances = (*row.chances, min(float(np.exp(offer.step)), 1.0))
+        return _Row((*row.tokens, offer.token), chances, offer.total, ended=False)
 
     def results(self) -> list[FireRedHypothesis]:
         """Hypotheses, best first."""

@@ -1,0 +1,33 @@
+"""`voiced model import`: a bundle from a model's released files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from voiced.daemon.commands.model import OK, USAGE, show_progress, stop_on_sigterm
+
+
+def model_import(
+    family: str, folder: Path, name: str | None, precision: str, portable: bool, force: bool
+) -> int:
+    """Build the bundle and print its folder; `family` can only be `fireredasr` so far."""
+    from voiced.engine.build.fireredasr_bundle import Form
+    from voiced.engine.build.graph import Precision
+    from voiced.engine.build.imports import import_fireredasr
+    from voiced.engine.bundle import is_plain_name
+
+    if name is not None and not is_plain_name(name):
+        return _usage(f"found --name {name!r}, expected letters, digits, '.', '_' and '-'")
+    if portable and precision == "int8":
+        return _usage("found --portable with int8, expected fp32 or fp16: no converter takes int8")
+    form = Form(Precision(precision), resident=portable or precision == "fp16")
+    with stop_on_sigterm(), show_progress() as progress:
+        path = import_fireredasr(folder, form, name=name, force=force, progress=progress)
+    print(path)
+    return OK
+
+
+def _usage(text: str) -> int:
+    print(f"voiced: {text}", file=sys.stderr)
+    return USAGE
