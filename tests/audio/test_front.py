@@ -15,6 +15,8 @@ from voiced.audio.frames import (
     SegmentEvent,
     SegmentGrown,
     SegmentOpened,
+    SegmentPaused,
+    SegmentResumed,
     StreamFormat,
 )
 from voiced.audio.front import FrontSettings, StreamFront
@@ -70,12 +72,15 @@ def closed(events: list[SegmentEvent]) -> list[SegmentClosed]:
 
 def described(events: list[SegmentEvent]) -> list[object]:
     """Events with their sound as plain values, to be compared."""
-    return [
-        (e.segment.id, e.segment.start_sample, e.segment.pcm.tobytes(), e.reason)
-        if isinstance(e, SegmentClosed)
-        else e
-        for e in events
-    ]
+    plain: list[object] = []
+    for event in events:
+        if isinstance(event, SegmentClosed | SegmentPaused):
+            segment = event.segment
+            last = event.reason if isinstance(event, SegmentClosed) else event.speech_end
+            plain.append((segment.id, segment.start_sample, segment.pcm.tobytes(), last))
+        else:
+            plain.append(event)
+    return plain
 
 
 def voice(seconds: float, seed: int = 1) -> Float32:
@@ -154,6 +159,49 @@ def test_silence_is_measured_inside_an_open_segment() -> None:
     assert 200 <= front.silence_ms <= 400
     play(front, synthetic.silence(0.4))
     assert front.silence_ms == 0
+
+
+def test_a_pause_comes_with_the_sound_so_far_and_is_taken_back_by_speech() -> None:
+    front = make(settings=FrontSettings(grown_ms=0, eager_ms=200))
+    samples = sound(voice(1), synthetic.silence(0.3), voice(1), QUIET)
+    events = play(front, samples)
+    names = [type(event) for event in events]
+    pause = [SegmentPaused, SegmentResumed, SegmentPaused]
+    assert names == [SegmentOpened, *pause, SegmentClosed]
+    (first, second) = [event for event in events if isinstance(event, SegmentPaused)]
+    assert first.speech_end == pytest.approx(RATE, abs=512)
+    (last,) = closed(events)
+    whole, early = last.segment, second.segment
+    assert (early.start_sample, early.end_sample) == (whole.start_sample, whole.end_sample)
+    heard = second.speech_end + round(0.2 * RATE) - whole.start_sample
+    np.testing.assert_array_equal(early.pcm[:heard], whole.pcm[:heard])
+
+
+def test_the_padding_still_to_come_is_made_up_from_the_silence_heard() -> None:
+    front = make(settings=FrontSettings(grown_ms=0, eager_ms=200))
+    hum = (synthetic.noise(0.26, seed=2, level_dbfs=-50)).astype(np.float32)
+    samples = sound(voice(1), hum)
+    events = play(front, samples)
+    (paused,) = [event for event in events if isinstance(event, SegmentPaused)]
+    behind = paused.segment.pcm[paused.speech_end - paused.segment.start_sample :]
+    assert len(behind) == RATE // 2
+    heard = float_to_int16(samples)[paused.speech_end :]
+    judged = int(np.flatnonzero(behind[: len(heard)] != heard[: len(behind)])[0])
+    assert judged >= 0.19 * RATE
+    np.testing.assert_array_equal(behind[judged : 2 * judged], behind[:judged][::-1])
+    np.testing.assert_array_equal(behind[2 * judged :], behind[: len(behind) - 2 * judged])
+
+
+def test_the_end_of_this_silence_can_be_chosen_while_it_runs() -> None:
+    front = make(settings=FrontSettings(grown_ms=0, eager_ms=200))
+    play(front, sound(voice(1), synthetic.silence(0.25)))
+    assert front.end_after(350) == []
+    (only,) = closed(play(front, synthetic.silence(0.14)))
+    assert only.reason is CloseReason.SILENCE
+    assert only.segment.end_sample == pytest.approx(1.37 * RATE, abs=512)
+    play(front, sound(voice(1), synthetic.silence(0.4)))
+    (now,) = closed(front.end_after(300))
+    assert now.segment.start_sample >= only.segment.end_sample
 
 
 def test_a_long_gap_closes_the_segment_and_forgets_the_past() -> None:
@@ -265,7 +313,7 @@ def test_events_do_not_depend_on_the_blocks(
     vad: type[LoudnessVad | WebrtcVad], parts: list[tuple[str, int]], seed: int
 ) -> None:
     samples = assemble(parts)
-    settings_ = FrontSettings(max_segment_s=3)
+    settings_ = FrontSettings(max_segment_s=3, eager_ms=200)
     whole_front, chopped_front = make(vad(), settings_), make(vad(), settings_)
     whole = play(whole_front, samples, len(samples)) + whole_front.finish()
     rng = np.random.default_rng(seed)
@@ -287,7 +335,7 @@ def test_events_do_not_depend_on_the_blocks(
 
 def timed_events(fmt: StreamFormat, blocks: list[bytes], *, wait: bool) -> list[object]:
     """Run intake and front; each event with the number of the block that brought it."""
-    intake, front = Intake(fmt), make(settings=FrontSettings(max_segment_s=3))
+    intake, front = Intake(fmt), make(settings=FrontSettings(max_segment_s=3, eager_ms=200))
     shown: list[object] = []
     for index, block in enumerate(blocks):
         if wait and intake.hold(block) < front.decision_sample:

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voiced.audio.frames import CloseReason
-from voiced.audio.segmenter import Began, Boundary, Ended, Grew, Refused, Segmenter, SegmentRules
+from voiced.audio.segmenter import (
+    Began,
+    Boundary,
+    Ended,
+    Grew,
+    Paused,
+    Refused,
+    Resumed,
+    Segmenter,
+    SegmentRules,
+)
 
 W = 100
 RULES = SegmentRules(
@@ -158,6 +168,71 @@ def test_growth_is_told_per_hop_and_only_with_new_speech() -> None:
     assert events == [Began(0), Grew(400), Grew(800), Grew(1200)]
 
 
+EAGER = dataclasses.replace(RULES, pause=2 * W)
+
+
+def test_the_beginning_of_silence_is_told_and_so_is_speech_that_goes_on() -> None:
+    events = feed(segmenter(EAGER), "S" * 12 + "..." + "~" + "S" * 3 + "......")
+    assert events == [
+        Began(0),
+        Paused(1200, 1400, 1700),
+        Resumed(),
+        Paused(1900, 2100, 2400),
+        Ended(0, 2400, CloseReason.SILENCE),
+    ]
+
+
+def test_a_sound_that_will_be_refused_is_never_paused() -> None:
+    assert feed(segmenter(EAGER), "ssss" + "......") == [Began(0), Refused()]
+
+
+def test_no_pause_is_told_where_the_silence_ends_the_segment_first() -> None:
+    rules = dataclasses.replace(EAGER, end_silence=2 * W, pad_behind=2 * W)
+    assert feed(segmenter(rules), "S" * 12 + "..") == [
+        Began(0),
+        Ended(0, 1400, CloseReason.SILENCE),
+    ]
+
+
+def test_the_silence_that_runs_can_be_made_to_end_the_segment_sooner() -> None:
+    target = segmenter(EAGER)
+    feed(target, "S" * 12 + "..")
+    assert target.end_after(4 * W) == []
+    assert feed(target, "..") == [Ended(0, 1600, CloseReason.SILENCE)]
+
+
+def test_a_silence_that_is_long_enough_already_ends_the_segment_at_once() -> None:
+    target = segmenter(EAGER)
+    feed(target, "S" * 12 + "...")
+    assert target.end_after(3 * W) == [Ended(0, 1500, CloseReason.SILENCE)]
+    assert target.end_after(3 * W) == []
+
+
+def test_a_longer_end_of_this_silence_keeps_the_padding_and_ends_with_it() -> None:
+    target = segmenter(EAGER)
+    feed(target, "S" * 12 + "..")
+    assert target.end_after(9 * W) == []
+    assert feed(target, "......") == []
+    assert feed(target, ".") == [Ended(0, 1700, CloseReason.SILENCE)]
+    again = segmenter(EAGER)
+    feed(again, "S" * 12 + "..")
+    again.end_after(9 * W)
+    assert feed(again, "......" + "S" + "......")[-1] == Ended(0, 2600, CloseReason.SILENCE)
+
+
+def test_running_speech_is_not_ended_by_a_shorter_silence() -> None:
+    target = segmenter(EAGER)
+    feed(target, "S" * 12 + "..S")
+    assert target.end_after(W) == []
+    assert feed(target, ".....") == [Paused(1500, 1700, 2000)]
+
+
+def test_the_first_growth_can_come_sooner_and_none_comes_in_the_silence_before_a_pause() -> None:
+    rules = dataclasses.replace(EAGER, grow_hop=4 * W, first_grow=3 * W)
+    events = feed(segmenter(rules), "S" * 6 + "." + "S" * 4 + "...")
+    assert events == [Began(0), Grew(400), Grew(800), Grew(1100), Paused(1100, 1300, 1600)]
+
+
 levels_st = st.lists(
     st.tuples(st.sampled_from("..~sSS"), st.integers(1, 60)), min_size=1, max_size=25
 ).map(lambda runs: "".join(level * count for level, count in runs))
@@ -194,10 +269,11 @@ def test_sure_speech_lies_in_exactly_one_segment_and_cuts_meet(levels: str, cut:
     )
 
 
-@given(levels=levels_st)
+@given(levels=levels_st, pause=st.integers(0, 4))
 @settings(max_examples=200, deadline=None)
-def test_no_boundary_comes_before_the_promised_window(levels: str) -> None:
-    target = segmenter(dataclasses.replace(RULES, grow_hop=7 * W))
+def test_no_boundary_comes_before_the_promised_window(levels: str, pause: int) -> None:
+    rules = dataclasses.replace(RULES, grow_hop=7 * W, first_grow=5 * W, pause=pause * W)
+    target = segmenter(rules)
     none_before = 0
     for index, level in enumerate(levels):
         none_before = max(none_before, index + target.windows_until_decision - 1)
@@ -218,3 +294,40 @@ def test_audio_that_a_segment_still_needs_is_kept(levels: str) -> None:
         for event in target.feed(LEVELS[level]):
             if isinstance(event, Began | Ended):
                 assert event.start_sample >= kept_from
+
+
+@given(levels=levels_st, cut=st.integers(0, 1000), hold=st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_what_a_pause_promised_holds_until_it_is_taken_back(
+    levels: str, cut: int, hold: int
+) -> None:
+    target = Segmenter(EAGER, window_samples=W, quietest=lambda first, last: last - cut)
+    speech_end: int | None = None
+    is_open = False
+    for index, level in enumerate(levels):
+        events = target.feed(LEVELS[level])
+        if index % 5 == 0:
+            events += target.end_after(hold * W)
+        for event in events:
+            match event:
+                case Began():
+                    is_open, speech_end = True, None
+                case Paused():
+                    assert is_open
+                    assert speech_end is None
+                    assert event.end_sample - event.speech_end >= EAGER.pause
+                    speech_end = event.speech_end
+                case Resumed():
+                    assert is_open
+                    assert speech_end is not None
+                    speech_end = None
+                case Ended():
+                    assert is_open
+                    if speech_end is not None and event.reason is CloseReason.SILENCE:
+                        assert event.end_sample >= speech_end
+                    is_open = False
+                case Refused():
+                    assert speech_end is None
+                    is_open = False
+        if speech_end is not None and is_open:
+            assert target.silence_samples == target.position - speech_end

@@ -152,6 +152,37 @@ def test_the_plugin_publishes_what_a_final_means(bus: FakeBus) -> None:
     assert (intent.text, intent.segment, intent.plugin) == ("打开天窗", 3, "intents")
 
 
+def test_the_plugin_acts_on_an_early_text_once_where_that_is_wanted(bus: FakeBus) -> None:
+    with IntentPublisher(bus.ingest_endpoint) as publisher:
+        plugin = IntentsPlugin()
+        plugin.setup(PluginContext("intents", {"eager": "yes"}, publisher))
+        plugin.on_message(bus.eager_final("Open the sunroof."))
+        plugin.on_message(bus.resumed())
+        plugin.on_message(bus.eager_final("Open the sunroof."))
+        plugin.on_message(bus.final("Open the sunroof."))
+        plugin.on_message(bus.eager_final("Open the sunroof."))
+        plugin.on_message(bus.final("Close the sunroof."))
+        plugin.on_message(bus.final("Close the sunroof."))
+        found = bus.intents(4)
+    names = [(intent.segment, intent.name) for intent in found]
+    assert names == [
+        (1, "OpenSunroof"),
+        (2, "OpenSunroof"),
+        (2, "CloseSunroof"),
+        (3, "CloseSunroof"),
+    ]
+
+
+def test_the_plugin_leaves_early_texts_alone_unless_told(bus: FakeBus) -> None:
+    with IntentPublisher(bus.ingest_endpoint) as publisher:
+        plugin = IntentsPlugin()
+        plugin.setup(PluginContext("intents", {}, publisher))
+        plugin.on_message(bus.eager_final("Open the sunroof."))
+        plugin.on_message(bus.final("Close the sunroof."))
+        (intent,) = bus.intents()
+    assert intent.name == "CloseSunroof"
+
+
 def test_the_guide_lists_every_intent_and_its_example_loads(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text("utf-8")
     listed = set(re.findall(r"`([A-Z]\w+)(?:\{[^`]*\})?`", guide.partition("## Intents")[2]))

@@ -132,6 +132,25 @@ class SegmentGrown:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SegmentPaused:
+    """Silence began, and may end the segment; a good moment to start its final result."""
+
+    segment: Segment
+    """As it will be if the silence ends it: the padding that is still to come is made up from the
+    silence heard."""
+    speech_end: int
+    """Where the silence began. A segment that closes without `SegmentResumed`, at this sample or
+    later, holds no speech that this one does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResumed:
+    """Speech goes on after `SegmentPaused`."""
+
+    segment: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SegmentClosed:
     """Speech ended and will not change any more."""
 
@@ -146,4 +165,6 @@ class SegmentDropped:
     segment: int
 
 
-SegmentEvent = SegmentOpened | SegmentGrown | SegmentClosed | SegmentDropped
+SegmentEvent = (
+    SegmentOpened | SegmentGrown | SegmentPaused | SegmentResumed | SegmentClosed | SegmentDropped
+)

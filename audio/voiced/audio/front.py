@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,12 +16,23 @@ from voiced.audio.frames import (
     SegmentEvent,
     SegmentGrown,
     SegmentOpened,
+    SegmentPaused,
+    SegmentResumed,
     ms_to_samples,
     samples_to_ms,
 )
 from voiced.audio.history import PcmHistory
 from voiced.audio.pcm import Float32, float_to_int16
-from voiced.audio.segmenter import Began, Boundary, Ended, Grew, Segmenter, SegmentRules
+from voiced.audio.segmenter import (
+    Began,
+    Boundary,
+    Ended,
+    Grew,
+    Paused,
+    Resumed,
+    Segmenter,
+    SegmentRules,
+)
 from voiced.audio.vad import VadModel
 
 MAX_FILLED_GAP_MS = 100
@@ -45,6 +56,10 @@ class FrontSettings:
     """Longest segment, padding included; longer speech is cut at its quietest point."""
     grown_ms: int = 400
     """Growth between two `SegmentGrown`; 0 for none."""
+    first_grown_ms: int = 0
+    """Speech before the first of them; 0: `grown_ms`."""
+    eager_ms: int = 0
+    """Silence after which `SegmentPaused` is told; 0 for never, as when `end_ms` is less."""
 
     def __post_init__(self) -> None:
         limits: tuple[tuple[str, float, float, float], ...] = (
@@ -53,6 +68,8 @@ class FrontSettings:
             ("min_speech_ms", self.min_speech_ms, 0, 1_000),
             ("max_segment_s", self.max_segment_s, 2, 120),
             ("grown_ms", self.grown_ms, 0, 60_000),
+            ("first_grown_ms", self.first_grown_ms, 0, 60_000),
+            ("eager_ms", self.eager_ms, 0, 5_000),
         )
         for name, value, least, most in limits:
             if not least <= value <= most:
@@ -70,6 +87,8 @@ class FrontSettings:
             max_length=max_length,
             cut_search=min(ms_to_samples(_CUT_SEARCH_S * 1000), max_length // 4),
             grow_hop=ms_to_samples(self.grown_ms),
+            first_grow=ms_to_samples(self.first_grown_ms),
+            pause=ms_to_samples(self.eager_ms),
         )
 
 
@@ -125,10 +144,7 @@ class StreamFront:
 
     @property
     def silence_ms(self) -> int:
-        """Length of the silence at the end of the open segment; 0 while speech or none is open.
-
-        A moment to start the final early: most silences of 250 ms end the segment.
-        """
+        """Length of the silence at the end of the open segment; 0 while speech or none is open."""
         return samples_to_ms(self._segmenter.silence_samples)
 
     @property
@@ -167,6 +183,17 @@ class StreamFront:
     def flush(self) -> list[SegmentEvent]:
         """Close the open segment now; the stream goes on."""
         return self._close(CloseReason.FLUSH)
+
+    def end_after(self, silence_ms: int) -> list[SegmentEvent]:
+        """Let the silence that runs now end the segment once it is so long; at once, if it is.
+
+        Events depend on when this is called, and are the same for any chopping but for that. The
+        next silence has the settings' length again.
+        """
+        events = self._judge()
+        events += self._events(self._segmenter.end_after(ms_to_samples(silence_ms)))
+        self._plan()
+        return events
 
     def finish(self) -> list[SegmentEvent]:
         """End the stream: judge the last, incomplete window too, and close what is open."""
@@ -252,12 +279,34 @@ class StreamFront:
         assert self._open_id is not None  # the segmenter ends and grows only what it began
         if isinstance(boundary, Grew):
             return SegmentGrown(self._open_id, boundary.end_sample)
+        if isinstance(boundary, Paused):
+            return SegmentPaused(self._snapshot(boundary), boundary.speech_end)
+        if isinstance(boundary, Resumed):
+            return SegmentResumed(self._open_id)
         if isinstance(boundary, Ended):
             segment = self._segment(boundary.start_sample, boundary.end_sample)
             self._open_id = None
             return SegmentClosed(segment, boundary.reason)
         dropped, self._open_id = self._open_id, None
         return SegmentDropped(dropped)
+
+    def _snapshot(self, pause: Paused) -> Segment:
+        """Return the segment as it will be if the silence ends it.
+
+        The rest of its padding is the silence heard so far, played backwards and forwards: a
+        recogniser given less silence than it is used to makes more errors (0.2 s: +0.65 points of
+        WER, +0.3 of CER on 204 clips; filled: -0.1 and 0.0).
+        """
+        segment = self._segment(
+            self._segmenter.segment_start, min(pause.end_sample, pause.padded_end)
+        )
+        missing = pause.padded_end - segment.end_sample
+        silence = segment.pcm[pause.speech_end - segment.start_sample :]
+        if missing <= 0 or not len(silence):
+            return segment
+        there_and_back = np.concatenate((silence[::-1], silence))
+        pcm = np.concatenate((segment.pcm, np.resize(there_and_back, missing)))
+        return replace(segment, pcm=pcm)
 
     def _segment(self, first: int, last: int) -> Segment:
         assert self._open_id is not None

@@ -26,6 +26,10 @@ class SegmentRules:
     """How far before `max_length` the quietest point is looked for; less than `max_length`."""
     grow_hop: int = 0
     """Growth between two `Grew`; 0 for none."""
+    first_grow: int = 0
+    """Speech before the first `Grew`; 0: one hop."""
+    pause: int = 0
+    """Silence after which `Paused` is told; 0 for none."""
     on: float = 0.5
     """Probability from which a window begins speech (silero's default)."""
     off: float = 0.35
@@ -54,6 +58,22 @@ class Grew:
 
 
 @dataclass(frozen=True, slots=True)
+class Paused:
+    """Silence began in the open segment, and it would pass for speech if it ended now."""
+
+    speech_end: int
+    end_sample: int
+    """Up to where the silence was judged."""
+    padded_end: int
+    """Where the segment ends if the silence does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The pause was none: speech goes on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The open segment is complete; padding included."""
 
@@ -67,7 +87,7 @@ class Refused:
     """The open segment was no speech."""
 
 
-Boundary = Began | Grew | Ended | Refused
+Boundary = Began | Grew | Paused | Resumed | Ended | Refused
 
 
 class _Phase(Enum):
@@ -108,6 +128,8 @@ class Segmenter:
         self._phase = _Phase.IDLE
         self._segment_start = 0
         self._next_grow = 0
+        self._end_silence = rules.end_silence
+        self._is_paused = False
         self._begin_run(0, continued=False)
         self._is_silent = False
 
@@ -151,9 +173,12 @@ class Segmenter:
         elif self._phase is _Phase.CANDIDATE:
             samples = rules.min_speech - self._speech_samples
         else:
-            samples = min(self._speech_end + rules.end_silence, self.segment_limit) - self.position
+            end = min(self._speech_end + self._end_silence, self.segment_limit)
             if rules.grow_hop:
-                samples = min(samples, self._next_grow - self.position)
+                end = min(end, self._next_grow)
+            if rules.pause:
+                end = self.position if self._is_paused else min(end, self._speech_end + rules.pause)
+            samples = end - self.position
         return max(1, -(-samples // self._window))
 
     def feed(self, probability: float) -> list[Boundary]:
@@ -168,12 +193,25 @@ class Segmenter:
         self._extend_run(probability)
         if self._phase is _Phase.CANDIDATE:
             return self._judge_candidate()
-        if self.position - self._speech_end >= rules.end_silence:
-            end = min(self._speech_end + rules.pad_behind, self.segment_limit)
-            return [self._close(end, CloseReason.SILENCE)]
+        resumed = self._resume()
+        if self.position - self._speech_end >= self._end_silence:
+            return [self._close_silent()]
         if self.position >= self.segment_limit:
-            return self._cut()
-        return self._grow()
+            return [*resumed, *self._cut()]
+        return [*resumed, *self._pause(), *self._grow()]
+
+    def end_after(self, silence: int) -> list[Boundary]:
+        """Let the silence that runs now end the segment after `silence` samples.
+
+        Without effect when none is open or its last window was speech; the next silence has the
+        rules' length again.
+        """
+        if not self.is_open or not self._is_silent:
+            return []
+        self._end_silence = silence
+        if self.position - self._speech_end < silence:
+            return []
+        return [self._close_silent()]
 
     def flush(self, received_sample: int, reason: CloseReason) -> list[Boundary]:
         """Close the open segment now.
@@ -211,6 +249,7 @@ class Segmenter:
         threshold = self._rules.on if self._is_silent else self._rules.off
         self._is_silent = probability < threshold
         if not self._is_silent:
+            self._end_silence = self._rules.end_silence
             self._speech_end = self.position
             self._speech_samples += self._window
             self._span_sum, self._span_windows = self._sum, self._windows
@@ -228,9 +267,30 @@ class Segmenter:
 
     def _open(self, start_sample: int) -> Began:
         self._segment_start = start_sample
-        self._next_grow = self._speech_start + self._rules.grow_hop
+        self._next_grow = self._speech_start + (self._rules.first_grow or self._rules.grow_hop)
         self._grown_end = self._speech_start
+        self._is_paused = False
         return Began(start_sample)
+
+    def _resume(self) -> list[Boundary]:
+        if not self._is_paused or self._is_silent:
+            return []
+        self._is_paused = False
+        return [Resumed()]
+
+    def _pause(self) -> list[Boundary]:
+        pause = self._rules.pause
+        if not pause or self._is_paused or self.position - self._speech_end < pause:
+            return []
+        if not self._is_speech():
+            return []
+        self._is_paused = True
+        padded_end = min(self._speech_end + self._rules.pad_behind, self.segment_limit)
+        return [Paused(self._speech_end, self.position, padded_end)]
+
+    def _close_silent(self) -> Ended | Refused:
+        end = min(self._speech_end + self._rules.pad_behind, self.position, self.segment_limit)
+        return self._close(end, CloseReason.SILENCE)
 
     def _close(self, end_sample: int, reason: CloseReason) -> Ended | Refused:
         self._phase = _Phase.IDLE
@@ -264,6 +324,8 @@ class Segmenter:
         hop = self._rules.grow_hop
         if not hop or self.position < self._next_grow:
             return []
+        if self._rules.pause and self._is_silent:
+            return []  # `Paused` is about to tell of it; else the next speech does
         self._next_grow += ((self.position - self._next_grow) // hop + 1) * hop
         if self._speech_end <= self._grown_end:
             return []

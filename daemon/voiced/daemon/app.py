@@ -19,7 +19,14 @@ from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import ConfigError, Problem, Settings, engine_options
+from voiced.daemon.config import (
+    ConfigError,
+    Problem,
+    Settings,
+    VadSettings,
+    engine_options,
+)
+from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.events import Events
 from voiced.daemon.metrics import Metrics
@@ -375,13 +382,7 @@ class Daemon:
         vads = VadFactory(store.silero_path())
         vads.make(VadKind(vad.kind))  # a missing detector is an error now, not at the first stream
         return AudioChains(
-            defaults=FrontSettings(
-                end_ms=vad.end_ms,
-                pad_ms=vad.pad_ms,
-                min_speech_ms=vad.min_speech_ms,
-                max_segment_s=vad.max_segment_s,
-                grown_ms=vad.partial_hop_ms,
-            ),
+            defaults=front_defaults(vad),
             vads=vads,
             vad_kind=VadKind(vad.kind),
             next_id=counter(),
@@ -441,6 +442,19 @@ def engine_config(settings: Settings) -> EngineConfig:
     )
 
 
+def front_defaults(vad: VadSettings) -> FrontSettings:
+    """Endpointing of streams that ask for none."""
+    return FrontSettings(
+        end_ms=vad.end_ms,
+        pad_ms=vad.pad_ms,
+        min_speech_ms=vad.min_speech_ms,
+        max_segment_s=vad.max_segment_s,
+        grown_ms=vad.partial_hop_ms,
+        first_grown_ms=vad.first_partial_ms,
+        eager_ms=vad.eager_ms,
+    )
+
+
 def session_settings(settings: Settings) -> SessionSettings:
     """How streams are carried that ask for nothing else."""
     return SessionSettings(
@@ -448,6 +462,12 @@ def session_settings(settings: Settings) -> SessionSettings:
         max_backlog_s=settings.limits.max_backlog_s,
         final_timeout_s=settings.limits.final_timeout_s,
         partial_timeout_s=settings.limits.partial_timeout_s,
+        publishes_eager=settings.bus.eager,
+        endpoint=EndpointPolicy(
+            end_ms=settings.vad.end_ms,
+            min_ms=settings.vad.end_min_ms,
+            max_ms=settings.vad.end_max_ms,
+        ),
         include_text=settings.logging.include_text,
     )
 

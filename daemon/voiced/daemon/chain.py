@@ -9,6 +9,7 @@ from voiced.audio.frames import Encoding, StreamFormat
 from voiced.audio.front import FrontSettings, StreamFront
 from voiced.audio.intake import Intake
 from voiced.audio.vad import VadFactory, VadKind
+from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.wire import AudioParams, Start, VadParams
 
 
@@ -26,6 +27,17 @@ def front_settings(defaults: FrontSettings, vad: VadParams, *, longest_s: float)
     }
     settings = replace(defaults, **asked)
     return replace(settings, max_segment_s=min(settings.max_segment_s, longest_s))
+
+
+def endpoint_policy(defaults: EndpointPolicy, vad: VadParams) -> EndpointPolicy:
+    """Apply what a stream asks for; bounds that it does not name keep their distance."""
+    end_ms = defaults.end_ms if vad.end_ms is None else vad.end_ms
+    moved_ms = end_ms - defaults.end_ms
+    return EndpointPolicy(
+        end_ms=end_ms,
+        min_ms=defaults.min_ms + moved_ms if vad.end_min_ms is None else vad.end_min_ms,
+        max_ms=defaults.max_ms + moved_ms if vad.end_max_ms is None else vad.end_max_ms,
+    )
 
 
 class AudioChains:

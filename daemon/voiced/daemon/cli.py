@@ -26,9 +26,9 @@ import typer
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
+from voiced.daemon import cli_live, cli_realtime
 from voiced.daemon.cli_group import group
 from voiced.daemon.cli_keys import keys_app
-from voiced.daemon.cli_live import add_commands
 from voiced.daemon.commands.pipes import drop_unwritten_output, replace_closed_streams
 from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
@@ -792,7 +792,8 @@ def _bench_frontend(
     )
 
 
-add_commands(app, bench_app, lambda status: _exit(status))
+cli_live.add_commands(app, bench_app, lambda status: _exit(status))
+cli_realtime.add_commands(bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------

@@ -126,6 +126,11 @@ class BusSettings(_Section):
     ingest: Endpoint = Field(
         default="tcp://127.0.0.1:8767", description="Where plugins hand in messages (PULL, bound)."
     )
+    eager: bool = Field(
+        default=False,
+        description="Whether `eager_final` and `resumed` are published: texts before it is certain "
+        "that the segment ends.",
+    )
     curve: CurveSettings = CurveSettings()
 
 
@@ -245,6 +250,24 @@ class VadSettings(_Section):
         description="Detector: webrtc wakes silero (cascade), or one of them alone.",
     )
     end_ms: int = Field(default=600, ge=100, le=5_000, description="Silence that ends a segment.")
+    end_min_ms: int = Field(
+        default=300,
+        ge=100,
+        le=5_000,
+        description="The same where an intent was found in the text already.",
+    )
+    end_max_ms: int = Field(
+        default=600,
+        ge=100,
+        le=5_000,
+        description="The same where the text ends in a hesitation.",
+    )
+    eager_ms: int = Field(
+        default=200,
+        ge=0,
+        le=5_000,
+        description="Silence after which the final is begun, before the end is certain; 0: never.",
+    )
     pad_ms: int = Field(
         default=500, ge=0, le=2_000, description="Audio kept on both sides of the speech."
     )
@@ -256,6 +279,9 @@ class VadSettings(_Section):
     )
     partial_hop_ms: int = Field(
         default=400, ge=100, le=10_000, description="Speech between two partial results."
+    )
+    first_partial_ms: int = Field(
+        default=300, ge=100, le=10_000, description="Speech before the first partial result."
     )
 
 

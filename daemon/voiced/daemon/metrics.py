@@ -94,6 +94,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.speculations = Counter(
+            "voiced_speculations",
+            "Finals begun when silence began, by what became of them",
+            ["outcome"],
+            registry=registry,
+        )
         self.latency_s = Histogram(
             "voiced_final_latency_seconds",
             "Arrival of a segment's last audio to its final",
@@ -115,6 +121,10 @@ class Metrics:
             "voiced_engine_queued_finals": (
                 "Final requests waiting",
                 lambda: load().queued_finals,
+            ),
+            "voiced_engine_queued_eager": (
+                "Speculative final requests waiting",
+                lambda: load().queued_eager,
             ),
             "voiced_engine_queued_partials": (
                 "Partial requests waiting",

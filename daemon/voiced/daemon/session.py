@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.audio.errors import AudioError
@@ -20,28 +21,33 @@ from voiced.audio.frames import (
     SegmentEvent,
     SegmentGrown,
     SegmentOpened,
+    SegmentPaused,
+    SegmentResumed,
     samples_to_ms,
 )
 from voiced.daemon.arrivals import Arrivals
+from voiced.daemon.asking import Asker, Engine, Failure
+from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import ShuttingDown, StreamBroken
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.pace import PartialPace
 from voiced.daemon.results import LastWords
+from voiced.daemon.segment_text import SegmentText
+from voiced.daemon.speculation import Speculation
 from voiced.daemon.wire import (
-    Alternative,
+    EagerFinal,
     Ended,
     Error,
     Failed,
     Final,
-    Partial,
+    Intent,
     Ready,
+    Resumed,
     ServerMessage,
     SpeechEnded,
     SpeechStarted,
-    WordInfo,
 )
-from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError
-from voiced.engine.stable import PartialTracker
-from voiced.engine.types import EngineInfo, EngineLoad, Request, RequestKind, Transcript
+from voiced.engine.types import Request, RequestKind, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -50,30 +56,8 @@ UNDETERMINED = "und"
 
 _SLICE_BYTES = 8 * 1024
 """Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
-_ANSWER_GRACE_S = 60.0
-"""The engine keeps deadlines itself, and replaces a worker that hangs; this is for its bugs."""
 
-
-class Engine(Protocol):
-    """What a session needs of `voiced.engine.host`."""
-
-    @property
-    def ready(self) -> bool: ...
-    @property
-    def reason(self) -> str:
-        """Why it is not ready."""
-        ...
-
-    @property
-    def info(self) -> EngineInfo | None: ...
-    def load(self) -> EngineLoad: ...
-    async def recognize(self, request: Request) -> Transcript:
-        """Answer one request; raises EngineError."""
-        ...
-
-    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
-        """Let the open eager request of a segment be its final; False when none is open."""
-        ...
+T = TypeVar("T")
 
 
 class Intake(Protocol):
@@ -95,6 +79,7 @@ class Front(Protocol):
     def decision_sample(self) -> int: ...
     def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
     def skip(self, to_sample: int) -> list[SegmentEvent]: ...
+    def end_after(self, silence_ms: int) -> list[SegmentEvent]: ...
     def flush(self) -> list[SegmentEvent]: ...
     def finish(self) -> list[SegmentEvent]: ...
     def cancel(self) -> list[SegmentEvent]: ...
@@ -117,6 +102,11 @@ class SessionSettings:
     """A final later than this after its segment's end fails with `deadline`."""
     partial_timeout_s: float = 2.0
     """A partial that waited longer is not worth making."""
+    wants_eager: bool = False
+    """The client is offered `eager_final`."""
+    publishes_eager: bool = False
+    """The bus is."""
+    endpoint: EndpointPolicy = field(default_factory=EndpointPolicy)
     include_text: bool = False
     """Log what people said, at DEBUG."""
 
@@ -125,24 +115,16 @@ class SessionSettings:
 class _State:
     """A segment between its first and its last message."""
 
-    id: int
-    start_sample: int
-    end_sample: int
-    tracker: PartialTracker = field(default_factory=PartialTracker)
-    revision: int = 0
-    """The last one published."""
+    text: SegmentText
     asked: int = 0
-    """The last one the engine was asked for; ahead of `revision` when a partial was dropped."""
+    """The last revision the engine was asked for; ahead of those made when one was dropped."""
     partial: asyncio.Task[None] | None = None
-    """The one under way; cancelled when the segment closes."""
-    last: tuple[str, int] = ("", 0)
-    """Text and stable characters of the last partial."""
+    """The one under way; cancelled when silence begins and when the segment closes."""
+    speculation: Speculation | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    code: str
-    message: str
+    @property
+    def id(self) -> int:
+        return self.text.segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +174,12 @@ class StreamSession:
         self._clock = clock or SystemClock()
         self._on_end = on_end
         self._open: _State | None = None
-        self._last_words: LastWords[tuple[int, _Answer | _Failure]] = LastWords()
-        self._answers: set[asyncio.Task[None]] = set()
-        self._partials: set[asyncio.Task[None]] = set()
+        self._last_words: LastWords[tuple[int, _Answer | Failure]] = LastWords()
+        self._asker = Asker(engine, self._clock, name)
+        self._pace = PartialPace()
+        self._answers: set[asyncio.Task[Any]] = set()
+        self._guesses: set[asyncio.Task[Any]] = set()
+        """Partials and speculations: what nobody waits for."""
         self._ending: asyncio.Task[None] | None = None
         self._is_broken = False
         self._backlog_s = 0.0
@@ -236,6 +221,8 @@ class StreamSession:
             await self._room.wait()
             if self.is_ending:
                 return
+            if self._is_broken:  # found while no block was taken
+                raise StreamBroken(self.name)
             self._advance(partial(self._take, data[offset : offset + _SLICE_BYTES]))
 
     def lost(self, input_frames: int) -> None:
@@ -271,7 +258,7 @@ class StreamSession:
         """Out of time: what is not answered fails with `shutting_down`, then `ended`."""
         self._begin_end(self._drain_front)
         for segment in self._last_words.owed:
-            self._settle_segment(segment, _Failure(ShuttingDown.code, "no time was left"))
+            self._settle_segment(segment, Failure(ShuttingDown.code, "no time was left"))
         for task in self._answers:
             task.cancel()
         await self._ended()
@@ -284,6 +271,15 @@ class StreamSession:
         """Pass a message that is on the bus already to this stream's own client."""
         if self._send is not None:
             self._send(message)
+
+    def hear_intent(self, intent: Intent) -> None:
+        """Learn what a plugin found; one in the text of the silence that runs may end it."""
+        self.deliver(intent)
+        state = self._open
+        if state is None or state.id != intent.segment or state.speculation is None:
+            return
+        if state.speculation.is_offered and not self.is_ending:
+            self._end_after(self._settings.endpoint.after_intent())
 
     def report(self, code: str, message: str) -> None:
         """Say that something is wrong with the stream; the caller ends it."""
@@ -319,13 +315,14 @@ class StreamSession:
         except Exception:  # the top of a stream session: our fault ends this stream alone
             logger.exception("stream broke stream=%s", self.name)
             self._is_broken = True
-            self._fail_open(_Failure(StreamBroken.code, "internal error"))
+            self._fail_open(Failure(StreamBroken.code, "internal error"))
             raise StreamBroken(self.name) from None
 
     def _on_event(self, event: SegmentEvent) -> None:
         match event:
             case SegmentOpened():
-                self._open = _State(event.segment, event.start_sample, event.start_sample)
+                text = SegmentText(self.name, event.segment, event.start_sample)
+                self._open = _State(text)
                 self._last_words.expect(event.segment)
                 self._segments += 1
                 self._emit(
@@ -337,8 +334,13 @@ class StreamSession:
                 )
             case SegmentGrown():
                 if self._open is not None:
-                    self._open.end_sample = event.end_sample
                     self._ask_partial(self._open)
+            case SegmentPaused():
+                if self._open is not None:
+                    self._on_paused(self._open, event)
+            case SegmentResumed():
+                if self._open is not None:
+                    self._on_resumed(self._open)
             case SegmentClosed():
                 self._on_closed(event)
             case SegmentDropped():
@@ -346,7 +348,7 @@ class StreamSession:
 
     def _on_closed(self, event: SegmentClosed) -> None:
         segment, state = event.segment, self._take_open()
-        state.start_sample, state.end_sample = segment.start_sample, segment.end_sample
+        state.text.start_sample, state.text.end_sample = segment.start_sample, segment.end_sample
         self._metrics.segments.labels(reason=event.reason.value).inc()
         self._metrics.segment_s.observe(segment.duration_s)
         self._emit(
@@ -359,15 +361,24 @@ class StreamSession:
             )
         )
         arrived_ns = self._arrivals.of(segment.end_sample) or self._clock.monotonic_ns()
+        speculation = state.speculation
+        if speculation is not None and not (speculation.is_asked and speculation.is_of(segment)):
+            self._withdraw(state)
+            speculation = None
+        if speculation is not None and speculation.transcript is not None:
+            self._metrics.speculations.labels(outcome="ready").inc()
+            self._settle_segment(state.id, _Answer(state, speculation.transcript, arrived_ns))
+            return
         self._change_backlog(segment.duration_s)
-        self._spawn(self._answers, self._answer(state, segment, arrived_ns))
+        self._spawn(self._answers, self._answer(state, segment, arrived_ns, speculation))
 
     def _on_dropped(self) -> None:
         state = self._take_open()
+        self._withdraw(state)
         self._metrics.segments_dropped.inc()
         nothing = Transcript(
             segment=state.id,
-            revision=state.revision + 1,
+            revision=state.asked + 1,
             text="",
             is_final=True,
             language=self._settings.language or UNDETERMINED,
@@ -379,66 +390,63 @@ class StreamSession:
         state, self._open = self._open, None
         if state is None:
             raise RuntimeError(f"stream {self.name}: a segment ended that was never opened")
-        if state.partial is not None:  # the final comes first, and nobody wants this any more
-            state.partial.cancel()
-            self._metrics.partials_dropped.labels(reason="closed").inc()
+        self._drop_partial(state, "closed")
         return state
+
+    def _drop_partial(self, state: _State, reason: str) -> None:
+        """Take back the partial under way: a final comes first, and nobody wants this one."""
+        if state.partial is not None:
+            state.partial.cancel()
+            state.partial = None
+            self._metrics.partials_dropped.labels(reason=reason).inc()
 
     # ---- results ---------------------------------------------------------------------------
 
     def _ask_partial(self, state: _State) -> None:
-        """Start a partial unless one is under way or finals wait: those come first."""
+        """Start a partial unless one is under way, or it is not the time for one."""
         if not self._settings.wants_partials or state.partial is not None:
             return
-        if self._engine.load().queued_finals > 0:
-            self._metrics.partials_dropped.labels(reason="finals_waiting").inc()
+        refusal = self._pace.refusal(self._clock.monotonic_ns(), self._engine.load())
+        if refusal is not None:
+            self._metrics.partials_dropped.labels(reason=refusal).inc()
             return
         segment = self._front.open_segment()
         if segment is not None:
             state.asked += 1
-            state.partial = self._spawn(self._partials, self._partial(state, segment))
+            state.partial = self._spawn(self._guesses, self._partial(state, segment))
 
     async def _partial(self, state: _State, segment: Segment) -> None:
-        request = Request(
-            segment,
-            RequestKind.PARTIAL,
-            state.asked,
-            self._deadline_ns(self._settings.partial_timeout_s),
+        timeout_s = self._settings.partial_timeout_s
+        deadline_ns = self._asker.deadline_ns(timeout_s)
+        self._pace.asked(self._clock.monotonic_ns())
+        outcome = await self._asker.ask(
+            Request(segment, RequestKind.PARTIAL, state.asked, deadline_ns), timeout_s
         )
-        outcome = await self._ask(request, self._settings.partial_timeout_s)
+        self._pace.answered(self._clock.monotonic_ns())
         state.partial = None
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, Failure):
             self._metrics.partials_dropped.labels(reason=outcome.code).inc()
-            return
-        text, stable_chars = state.tracker.update(outcome.text, outcome.language)
-        if not text or (text, stable_chars) == state.last:
-            return
-        state.last = text, stable_chars
-        state.revision += 1
-        self._metrics.partials.inc()
-        self._emit(
-            Partial(
-                stream=self.name,
-                segment=state.id,
-                revision=state.revision,
-                text=text,
-                stable_chars=stable_chars,
-                start_ms=samples_to_ms(segment.start_sample),
-                end_ms=samples_to_ms(segment.end_sample),
-                language=outcome.language,
-            )
-        )
+        else:
+            self._emit_partial(state, outcome, segment.end_sample)
 
-    async def _answer(self, state: _State, segment: Segment, arrived_ns: int) -> None:
+    def _emit_partial(self, state: _State, transcript: Transcript, end_sample: int) -> None:
+        message = state.text.partial(transcript, end_sample)
+        if message is not None:
+            self._metrics.partials.inc()
+            self._emit(message)
+
+    async def _answer(
+        self, state: _State, segment: Segment, arrived_ns: int, speculation: Speculation | None
+    ) -> None:
         """Give a closed segment its one `final` or `failed`."""
-        request = Request(
-            segment,
-            RequestKind.FINAL,
-            state.asked + 1,
-            self._deadline_ns(self._settings.final_timeout_s),
-        )
+        deadline_ns = self._asker.deadline_ns(self._settings.final_timeout_s)
+        outcome: Transcript | Failure | None = None
         try:
-            outcome = await self._ask(request, self._settings.final_timeout_s)
+            if speculation is not None:
+                outcome = await self._speculated(speculation, state.id, deadline_ns)
+            if outcome is None:
+                request = Request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
+                outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         finally:
             self._change_backlog(-segment.duration_s)
         if isinstance(outcome, Transcript):
@@ -446,37 +454,76 @@ class StreamSession:
         else:
             self._settle_segment(state.id, outcome)
 
-    async def _ask(self, request: Request, timeout_s: float) -> Transcript | _Failure:
-        """Ask the engine; a busy one is asked again as long as there is time (finals)."""
-        try:
-            async with asyncio.timeout(timeout_s + _ANSWER_GRACE_S):
-                while True:
-                    try:
-                        return await self._engine.recognize(request)
-                    except EngineBusy as busy:
-                        wait_ns = busy.retry_after_ms * 1_000_000
-                        deadline_ns = request.deadline_ns or 0
-                        is_hopeless = self._clock.monotonic_ns() + wait_ns >= deadline_ns
-                        if request.kind is RequestKind.PARTIAL or is_hopeless:
-                            return _Failure(busy.code, str(busy))
-                        await asyncio.sleep(busy.retry_after_ms / 1000)
-        except EngineError as error:
-            return _Failure(error.code, str(error) or error.code)
-        except TimeoutError:
-            logger.error(
-                "engine gave no answer stream=%s segment=%d", self.name, request.segment.id
-            )
-            return _Failure(DeadlineExceeded.code, "the engine gave no answer in time")
-        except Exception:  # the top of a stream session: our fault costs this request alone
-            logger.exception(
-                "request broke stream=%s segment=%d kind=%s",
-                self.name,
-                request.segment.id,
-                request.kind,
-            )
-            return _Failure(StreamBroken.code, "internal error")
+    # ---- speculation -----------------------------------------------------------------------
 
-    def _settle_segment(self, segment: int, outcome: _Answer | _Failure) -> None:
+    def _on_paused(self, state: _State, event: SegmentPaused) -> None:
+        """Begin the final now: most silences end the segment. While finals wait, nobody guesses."""
+        if self._engine.load().queued_finals > 0:
+            self._metrics.speculations.labels(outcome="finals_waiting").inc()
+            return
+        self._drop_partial(state, "paused")
+        state.asked += 1
+        task = self._spawn(self._guesses, self._speculate(state, event.segment))
+        state.speculation = Speculation(event, task)
+
+    async def _speculate(self, state: _State, snapshot: Segment) -> Transcript | Failure:
+        if state.speculation is not None:
+            state.speculation.is_asked = True
+        request = Request(snapshot, RequestKind.EAGER, state.asked)
+        outcome = await self._asker.ask(request, self._settings.final_timeout_s)
+        if isinstance(outcome, Transcript) and state is self._open and not self.is_ending:
+            self._on_eager(state, outcome, snapshot)
+        return outcome
+
+    def _on_eager(self, state: _State, transcript: Transcript, snapshot: Segment) -> None:
+        """The text is here before the silence has ended the segment."""
+        if self._settings.wants_partials:
+            heard_sample = min(snapshot.end_sample, self._intake.end_sample)
+            self._emit_partial(state, transcript, heard_sample)
+        if transcript.text and state.speculation is not None:
+            state.speculation.is_offered = True
+            self._offer(state.text.eager(transcript, snapshot.end_sample))
+        self._end_after(self._settings.endpoint.after(transcript.text))
+
+    def _end_after(self, silence_ms: int) -> None:
+        """Let the silence that runs end the segment sooner or later than by the settings."""
+        with contextlib.suppress(StreamBroken):  # logged and answered; the next block is told
+            self._advance(lambda: self._front.end_after(silence_ms))
+
+    async def _speculated(
+        self, speculation: Speculation, segment: int, deadline_ns: int
+    ) -> Transcript | Failure | None:
+        """Wait for the speculation to become the final; None: the segment is asked for anew."""
+        is_promoted = self._engine.promote(segment, deadline_ns)
+        outcome = await speculation.task
+        if isinstance(outcome, Transcript):
+            self._metrics.speculations.labels(outcome="promoted").inc()
+            return outcome
+        self._metrics.speculations.labels(outcome="failed").inc()
+        return outcome if is_promoted else None
+
+    def _on_resumed(self, state: _State) -> None:
+        was_offered = state.speculation is not None and state.speculation.is_offered
+        self._withdraw(state)
+        if was_offered:
+            self._offer(Resumed(stream=self.name, segment=state.id))
+
+    def _withdraw(self, state: _State) -> None:
+        speculation, state.speculation = state.speculation, None
+        if speculation is not None:
+            self._metrics.speculations.labels(outcome="withdrawn").inc()
+            speculation.withdraw()
+
+    def _offer(self, message: EagerFinal | Resumed) -> None:
+        """Tell those who asked to be told before it is certain."""
+        if self._settings.publishes_eager:
+            self._publish(message)
+        if self._settings.wants_eager:
+            self.deliver(message)
+
+    # ---- last words ------------------------------------------------------------------------
+
+    def _settle_segment(self, segment: int, outcome: _Answer | Failure) -> None:
         """Decide a segment's last word, unless it has one; it is published when its turn comes."""
         for number, word in self._last_words.give(segment, (segment, outcome)):
             if isinstance(word, _Answer):
@@ -491,31 +538,15 @@ class StreamSession:
         if answer.arrived_ns is not None:
             latency_ns = max(0, self._clock.monotonic_ns() - answer.arrived_ns)
             self._metrics.latency_s.observe(latency_ns / 1e9)
-        promised = state.last[0][: state.last[1]]
-        if not transcript.text.startswith(promised):
+        if not transcript.text.startswith(state.text.promised):
             self._metrics.finals_corrected.inc()
         self._finals += 1
         self._metrics.finals.inc()
         if self._settings.include_text:
             logger.debug("final stream=%s segment=%d text=%s", self.name, state.id, transcript.text)
-        return Final(
-            stream=self.name,
-            segment=state.id,
-            revision=state.revision + 1,
-            text=transcript.text,
-            language=transcript.language,
-            confidence=transcript.confidence,
-            start_ms=samples_to_ms(state.start_sample),
-            end_ms=samples_to_ms(state.end_sample),
-            latency_ms=latency_ns // 1_000_000,
-            words=tuple(
-                WordInfo(word.text, word.start_ms, word.end_ms, word.confidence)
-                for word in transcript.words
-            ),
-            n_best=tuple(Alternative(text, score) for text, score in transcript.n_best),
-        )
+        return state.text.final(transcript, latency_ns // 1_000_000)
 
-    def _failed(self, segment: int, failure: _Failure) -> Failed:
+    def _failed(self, segment: int, failure: Failure) -> Failed:
         """Make the message, and count it."""
         self._failures += 1
         self._metrics.failed.labels(code=failure.code).inc()
@@ -542,9 +573,11 @@ class StreamSession:
                         "last word broke stream=%s segment=%d", self.name, message.segment
                     )
 
-    def _fail_open(self, failure: _Failure) -> None:
+    def _fail_open(self, failure: Failure) -> None:
         if self._open is not None:
-            self._settle_segment(self._take_open().id, failure)
+            state = self._take_open()
+            self._withdraw(state)
+            self._settle_segment(state.id, failure)
 
     # ---- the end ---------------------------------------------------------------------------
 
@@ -560,7 +593,7 @@ class StreamSession:
             self._advance(last_step)
         except AudioError as error:
             logger.info("stream ends badly stream=%s error=%s", self.name, error)
-            self._fail_open(_Failure(error.code, str(error)))
+            self._fail_open(Failure(error.code, str(error)))
         except StreamBroken:
             pass  # logged and answered where it was caught
 
@@ -572,12 +605,12 @@ class StreamSession:
     async def _settle(self) -> None:
         while self._answers:
             await asyncio.wait(self._answers)
-        for task in self._partials:
+        for task in self._guesses:
             task.cancel()
-        if self._partials:
-            await asyncio.wait(self._partials)
+        if self._guesses:
+            await asyncio.wait(self._guesses)
         for segment in self._last_words.owed:  # a fault of ours kept it from being asked
-            self._settle_segment(segment, _Failure(StreamBroken.code, "internal error"))
+            self._settle_segment(segment, Failure(StreamBroken.code, "internal error"))
         lost_ms = samples_to_ms(self._intake.lost_samples)
         audio_ms = samples_to_ms(self._intake.end_sample)
         self._emit(
@@ -603,15 +636,12 @@ class StreamSession:
         self.deliver(message)
 
     def _spawn(
-        self, group: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]
-    ) -> asyncio.Task[None]:
+        self, group: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]
+    ) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         group.add(task)
         task.add_done_callback(group.discard)
         return task
-
-    def _deadline_ns(self, timeout_s: float) -> int:
-        return self._clock.monotonic_ns() + round(timeout_s * 1e9)
 
     def _change_backlog(self, by_s: float) -> None:
         self._backlog_s += by_s

@@ -11,6 +11,8 @@ from dataclasses import replace
 import msgspec
 
 from voiced.audio.clock import Clock
+from voiced.daemon.asking import Engine
+from voiced.daemon.chain import endpoint_policy
 from voiced.daemon.errors import (
     NotReady,
     ShuttingDown,
@@ -20,7 +22,7 @@ from voiced.daemon.errors import (
     UnknownLanguage,
 )
 from voiced.daemon.metrics import Metrics
-from voiced.daemon.session import Engine, Front, Intake, Send, SessionSettings, StreamSession
+from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
 from voiced.daemon.wire import Intent, Start
 
 logger = logging.getLogger(__name__)
@@ -93,7 +95,11 @@ class Streams:
             send=send,
             rate_hz=start.audio.rate_hz,
             settings=replace(
-                self._settings, wants_partials=start.partials, language=start.language
+                self._settings,
+                wants_partials=start.partials,
+                wants_eager=start.eager,
+                language=start.language,
+                endpoint=endpoint_policy(self._settings.endpoint, start.vad),
             ),
             metrics=self.metrics,
             clock=self._clock,
@@ -106,7 +112,7 @@ class Streams:
         """Pass a plugin's intent to the stream's own client, if that is still there."""
         session = self._sessions.get(intent.stream)
         if session is not None:
-            session.deliver(intent)
+            session.hear_intent(intent)
 
     async def drain(self, *, deadline_s: float) -> None:
         """Refuse new streams and end the open ones; what is late fails with `shutting_down`."""

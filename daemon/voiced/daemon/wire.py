@@ -34,6 +34,8 @@ class VadParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_de
 
     kind: VadName | None = None
     end_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
+    end_min_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
+    end_max_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
     pad_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] | None = None
     max_segment_s: Annotated[float, msgspec.Meta(ge=2, le=28)] | None = None
 
@@ -49,6 +51,8 @@ class Start(msgspec.Struct, tag_field="type", tag="start", forbid_unknown_fields
     stream: StreamName | None = None
     language: Language | None = None
     partials: bool = True
+    eager: bool = False
+    """`eager_final` and `resumed` are wanted."""
     vad: VadParams = VadParams()
 
 
@@ -119,6 +123,28 @@ class Partial(
     start_ms: int
     end_ms: int
     language: str
+
+
+class EagerFinal(
+    Message, tag_field="type", tag="eager_final", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Silence began: what the final will be if nothing more is said. Only where asked for."""
+
+    segment: int
+    revision: int
+    text: str
+    language: str
+    confidence: float
+    start_ms: int
+    end_ms: int
+
+
+class Resumed(
+    Message, tag_field="type", tag="resumed", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Speech goes on: the segment's `eager_final` is taken back. Only where asked for."""
+
+    segment: int
 
 
 class SpeechEnded(
@@ -213,6 +239,8 @@ ServerMessage = (
     Ready
     | SpeechStarted
     | Partial
+    | EagerFinal
+    | Resumed
     | SpeechEnded
     | Final
     | Failed

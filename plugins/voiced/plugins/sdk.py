@@ -167,17 +167,27 @@ class Plugin:
         self.context = context
 
     def on_message(self, message: wire.ServerMessage) -> None:
-        """Called with every message but heartbeats; passes finals and partials on."""
+        """Called with every message but heartbeats; passes on those that have a method."""
         if isinstance(message, wire.Final):
             self.on_final(message)
         elif isinstance(message, wire.Partial):
             self.on_partial(message)
+        elif isinstance(message, wire.EagerFinal):
+            self.on_eager_final(message)
+        elif isinstance(message, wire.Resumed):
+            self.on_resumed(message)
 
     def on_final(self, message: wire.Final) -> None:
         """The last word on a segment; its text is empty when no speech was found."""
 
     def on_partial(self, message: wire.Partial) -> None:
         """The text so far of a segment that still grows."""
+
+    def on_eager_final(self, message: wire.EagerFinal) -> None:
+        """What the final will be if nothing more is said; only where the daemon publishes it."""
+
+    def on_resumed(self, message: wire.Resumed) -> None:
+        """Speech goes on: the segment's `eager_final` is taken back."""
 
     def on_gap(self, gap: Gap) -> None:
         """Messages were lost between daemon and plugin; the runner has logged it."""

@@ -82,6 +82,25 @@ class FakeBus:
         self.publish(message)
         return message
 
+    def eager_final(
+        self, text: str, *, language: str = "en", stream: str = "test", **fields: Any
+    ) -> wire.EagerFinal:
+        """Publish the early text of the segment that the next final will end."""
+        message = wire.EagerFinal(
+            stream=stream, segment=self._segments + 1, revision=1, text=text, language=language,
+            confidence=0.9, start_ms=0, end_ms=1_000,
+        )  # fmt: skip
+        message = msgspec.structs.replace(message, **fields)
+        self.publish(message)
+        return message
+
+    def resumed(self, *, stream: str = "test", **fields: Any) -> wire.Resumed:
+        """Take the early text of that segment back."""
+        message = wire.Resumed(stream=stream, segment=self._segments + 1)
+        message = msgspec.structs.replace(message, **fields)
+        self.publish(message)
+        return message
+
     def heartbeat(self) -> None:
         """Publish a heartbeat, which carries the last number."""
         beat = wire.Heartbeat(stream="-", epoch=self.epoch, seq=self.seq)

@@ -1,0 +1,58 @@
+"""Commands that measure real time in simulated time; wired into `cli.py`. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voiced.daemon.cli_live import Backend, JsonFile, Language, Model, Sets
+
+Corpus = Annotated[Path, typer.Argument(help="Folder of recordings with texts.", metavar="DIR")]
+Limit = Annotated[int | None, typer.Option(help="Most clips of a set.", min=1)]
+
+
+def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
+    """Wire the commands below into `voiced bench`; `done` ends the process with a status."""
+
+    @bench.command("partials")
+    def _partials(
+        folder: Corpus,
+        sets: Sets = None,
+        limit: Limit = None,
+        assignments: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--with", help="A setting to measure; may be repeated.", metavar="SECTION.KEY=VALUE"
+            ),
+        ] = None,
+        slowdown: Annotated[
+            float, typer.Option(help="Machine to simulate: CPU time times this.", min=0.01)
+        ] = 1.0,
+        model: Model = None,
+        backend: Backend = None,
+        language: Language = None,
+        json_path: JsonFile = None,
+    ) -> None:
+        """How soon partials and finals come and how stable they are, in simulated time.
+
+        Each clip is a stream through the daemon's session; finals begun early are compared with
+        those that are begun when the segment has ended.
+        """
+        from voiced.daemon.commands.realtime import partials
+
+        done(
+            partials(
+                folder,
+                sets=sets or (),
+                limit=limit,
+                assignments=assignments or (),
+                slowdown=slowdown,
+                model=model,
+                backend=backend,
+                language=language,
+                json_path=json_path,
+            )
+        )

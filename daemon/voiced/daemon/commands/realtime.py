@@ -1,0 +1,110 @@
+"""`voiced bench partials` and `vad`: the daemon's real time, measured in simulated time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from voiced.audio.vad import VadFactory, VadKind
+from voiced.bench import accuracy
+from voiced.bench import partials as partials_bench
+from voiced.bench.corpus import load_corpus
+from voiced.bench.machine import describe
+from voiced.bench.normalise import best_normaliser
+from voiced.bench.replay import Replay
+from voiced.bench.report import Report, progress, publish
+from voiced.bench.systems import read_pcm
+from voiced.daemon.app import front_defaults, session_settings
+from voiced.daemon.commands.engines import engine_config
+from voiced.daemon.config import Settings, parse_assignment
+from voiced.daemon.config import load as load_config
+from voiced.engine import store
+from voiced.engine.recognizer import load_recognizer
+
+AT_END, BEGUN_EARLY = "at the end", "begun early"
+
+
+def partials(
+    folder: Path,
+    *,
+    sets: Sequence[str] = (),
+    limit: int | None = None,
+    assignments: Sequence[str] = (),
+    slowdown: float = 1.0,
+    model: str | None = None,
+    backend: str | None = None,
+    language: str | None = None,
+    json_path: Path | None = None,
+) -> int:
+    """Print delays and stability of partials and finals; return 0.
+
+    Args:
+        folder: Recordings with texts, in a layout of `voiced.bench.corpus`.
+        sets: Only these sets; empty for all.
+        limit: At most this many clips of each set.
+        assignments: `section.key=value`: settings to measure instead of the defaults.
+        slowdown: Factor on the CPU time of each request.
+        model: Bundle name or folder.
+        backend: Runtime of the bundle's graphs.
+        language: Language of folders that do not name one.
+        json_path: Where to write all figures and texts.
+
+    Raises:
+        CorpusError, ConfigError, EngineError, AudioError, OSError: Nothing can be measured.
+    """
+    settings = _settings(assignments)
+    corpus = load_corpus(folder, sets=sets, limit=limit, language=language)
+    clips = [clip for clip in accuracy.usable(corpus) if clip.is_speech]
+    machine = describe()
+    config = engine_config(
+        model, backend, threads=settings.engine.threads, beam=settings.engine.beam
+    )
+    normaliser, vads = best_normaliser(), VadFactory(store.silero_path())
+    recognizer = load_recognizer(config)
+    front = front_defaults(settings.vad)
+    policies: list[tuple[str, list[partials_bench.Heard]]] = []
+    costs: dict[str, dict[str, list[float]]] = {}
+    with closing(recognizer):
+        recognizer.warm(lambda _: None)
+        for name in (AT_END, BEGUN_EARLY):
+            replay = Replay(
+                recognizer,
+                vads,
+                front=replace(front, eager_ms=0) if name == AT_END else front,
+                session=replace(session_settings(settings), publishes_eager=True),
+                kind=VadKind(settings.vad.kind),
+                slowdown=slowdown,
+            )
+            heard = []
+            with progress(len(clips), name) as advance:
+                for number, clip in enumerate(clips):
+                    played = replay.play(read_pcm(clip.path), clip.language, seed=number)
+                    heard.append(partials_bench.hear(clip, played, normaliser))
+                    advance(clip.id)
+            policies.append((name, heard))
+            costs[name] = {kind.value: each for kind, each in replay.costs_ms.items()}
+    shown: dict[str, Any] = {
+        "bundle": recognizer.info.bundle,
+        "beam": config.beam,
+        "threads": config.threads,
+        "slowdown": slowdown,
+        "language": "pinned per clip",
+        "normaliser": normaliser.name,
+        "vad": settings.vad.model_dump(),
+    }
+    tables = [*partials_bench.tables(policies), partials_bench.cost_table(costs)]
+    result = {"policies": dict(policies), "costs_ms": costs}
+    publish(Report("partials", shown, tables, result, machine), json_path=json_path)
+    return 0
+
+
+def _settings(assignments: Sequence[str]) -> Settings:
+    """The defaults with `section.key=value` on top; files and the environment do not count."""
+    flags: dict[str, tuple[str, Any]] = {}
+    for text in assignments:
+        name, value = parse_assignment(text)
+        flags[name] = ("--with", value)
+    return load_config(environment={"VOICED_CONFIG": "/dev/null"}, flags=flags).settings
