@@ -172,6 +172,31 @@ def test_a_client_that_never_reads_is_given_up_when_the_bound_is_reached() -> No
     asyncio.run(scenario())
 
 
+def test_the_outbox_tells_how_much_waits_and_since_when_nothing_was_taken() -> None:
+    async def scenario() -> None:
+        outbox, gate = Outbox(), asyncio.Event()
+        assert (outbox.waiting_bytes, outbox.stalled_s) == (0, 0.0)
+
+        async def send(_: str) -> None:
+            await gate.wait()
+
+        pump = asyncio.create_task(outbox.pump(send))
+        outbox.put(final(0))
+        outbox.put(final(1))
+        assert outbox.waiting_bytes > 0
+        await asyncio.sleep(0)
+        earlier_s = outbox.stalled_s
+        while outbox.stalled_s == earlier_s:  # noqa: ASYNC110 - it is time that passes
+            await asyncio.sleep(0)
+        gate.set()
+        outbox.close()
+        async with asyncio.timeout(10):
+            await pump
+        assert (outbox.waiting_bytes, outbox.stalled_s) == (0, 0.0)
+
+    asyncio.run(scenario())
+
+
 def test_a_single_message_that_is_never_read_gives_the_client_up() -> None:
     async def scenario() -> None:
         outbox = Outbox(send_timeout_s=0.01)

@@ -409,6 +409,30 @@ def test_a_full_daemon_answers_503_before_the_upgrade() -> None:
     serve(scenario, max_streams=1)
 
 
+def test_a_daemon_whose_finals_wait_too_long_answers_503_and_stays_ready() -> None:
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            async with rig.client() as early:  # upgraded before it got behind
+                rig.engine.queued_finals, rig.engine.oldest_final_age_s = 3, 4.5
+                with pytest.raises(InvalidStatus) as caught:
+                    await rig.client()
+                body = json.loads(caught.value.response.body or b"")
+                assert caught.value.response.status_code == 503
+                assert (body["code"], body["retry_after_ms"]) == ("busy", 4_500)
+                await send(early, Start(v=1, audio=AudioParams()))
+                (error,) = await rest(early)
+                assert isinstance(error, Error)
+                assert (error.code, error.retry_after_ms) == ("busy", 4_500)
+                assert early.close_code == 1013
+            assert (await rig.get("/readyz"))[0] == 200
+            rig.engine.queued_finals, rig.engine.oldest_final_age_s = 0, 0.0
+            async with rig.client() as late:
+                await started(late)
+
+    serve(scenario)
+
+
 def test_a_stream_is_refused_while_the_engine_is_not_ready() -> None:
     async def scenario(rig: Rig) -> None:
         rig.engine.ready, rig.engine.reason = False, "warming"

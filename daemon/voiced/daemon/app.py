@@ -32,6 +32,7 @@ from voiced.daemon.events import Events
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.options import ServerOptions
+from voiced.daemon.overload import OverloadRules
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.security import Security
 from voiced.daemon.server import Server
@@ -101,6 +102,7 @@ class Daemon:
             open_chain=self._chains(),
             settings=session_settings(settings),
             max_streams=settings.server.max_streams,
+            overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
             metrics=self._metrics,
         )
         self._bus.on_intent = self._streams.deliver
@@ -128,6 +130,7 @@ class Daemon:
         self._has_tried_engine = asyncio.Event()
         self._door: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._watch_queues()
         self._microphone_task: asyncio.Task[None] | None = None
         self._loop_beats = 0
         self._stop = asyncio.Event()
@@ -376,6 +379,32 @@ class Daemon:
             await asyncio.wait((self._microphone_task,))
 
     # ---- building --------------------------------------------------------------------------
+
+    def _watch_queues(self) -> None:
+        streams, server = self._streams, self._server
+        for name, text, read in (
+            (
+                "voiced_backlog_seconds",
+                "Speech closed and not answered, of the stream that has most",
+                lambda: streams.backlog_s,
+            ),
+            (
+                "voiced_backlog_age_seconds",
+                "How long the oldest closed segment has been waiting for its last word",
+                lambda: streams.backlog_age_s,
+            ),
+            (
+                "voiced_clients_waiting_bytes",
+                "Bytes that wait for clients to read them",
+                lambda: server.waiting_bytes,
+            ),
+            (
+                "voiced_clients_stalled_seconds",
+                "How long the slowest client has taken nothing of what waits for it",
+                lambda: server.stalled_s,
+            ),
+        ):
+            self._metrics.watch(name, text, read)
 
     def _chains(self) -> AudioChains:
         vad = self._settings.vad

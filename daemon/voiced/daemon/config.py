@@ -340,6 +340,12 @@ class LimitsSettings(_Section):
     partial_timeout_s: float = Field(
         default=2.0, gt=0, le=60, description="A partial that waited longer is not made."
     )
+    busy_age_s: float = Field(
+        default=3.0,
+        gt=0,
+        le=3_600,
+        description="New streams are refused while a final has been waiting longer than this.",
+    )
     ready_timeout_s: float = Field(
         default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."
     )

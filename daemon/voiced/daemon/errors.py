@@ -5,6 +5,7 @@ DaemonError             base; `code` is stable and goes on the wire
 │   ├── StreamInUse         stream_in_use: another open stream has this name
 │   ├── TooManyStreams      busy: the daemon carries as many streams as it is allowed to
 │   ├── TooManyOfClient     client_limit: this client has as many streams as it may
+│   ├── Overloaded          busy: finals wait for too long already
 │   ├── NotReady            not_ready: the engine is still loading or being replaced
 │   ├── UnknownLanguage     unknown_language: the bundle cannot recognise it
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
@@ -85,6 +86,22 @@ class TooManyOfClient(StreamRefused):
         return (
             f"this client has {self.limit} connections, the most that `limits.client.streams` "
             f"allows; try again in {self.retry_after_ms} ms"
+        )
+
+
+class Overloaded(StreamRefused):
+    """Finals of the open streams wait for too long already."""
+
+    code = "busy"
+
+    def __init__(self, queued: int, oldest_s: float, retry_after_ms: int) -> None:
+        super().__init__(queued, oldest_s, retry_after_ms)
+        self.queued, self.oldest_s, self.retry_after_ms = queued, oldest_s, retry_after_ms
+
+    def __str__(self) -> str:
+        return (
+            f"engine is behind: {self.queued} finals wait, the oldest for {self.oldest_s:.1f} s; "
+            f"try again in {self.retry_after_ms} ms"
         )
 
 

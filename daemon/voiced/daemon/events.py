@@ -48,14 +48,14 @@ class EventsClient:
         self._settings, self._events = settings, events
         path = connection.request.path if connection.request is not None else ""
         self._topics = wanted_topics(path)
-        self._outbox = Outbox(
+        self.outbox = Outbox(
             max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
         )
 
     def offer(self, message: ServerMessage) -> None:
         """Queue a message if it was asked for."""
         if not self._topics or topic(message).startswith(self._topics):
-            self._outbox.put(message)
+            self.outbox.put(message)
 
     async def serve(self) -> None:
         """Send until the client leaves, does not read, or the daemon stops."""
@@ -68,12 +68,12 @@ class EventsClient:
             pass
         finally:
             self._events.remove(self)
-            self._outbox.close()
+            self.outbox.close()
             await asyncio.wait({sender})
 
     async def drain(self) -> None:
         """The daemon stops: what was published is sent, then 1001."""
-        self._outbox.close()
+        self.outbox.close()
         await self.close(CloseCode.GOING_AWAY, "")
 
     async def expel(self, code: str, message: str) -> None:
@@ -91,7 +91,7 @@ class EventsClient:
 
     async def _send_all(self) -> None:
         try:
-            await self._outbox.pump(self.connection.send)
+            await self.outbox.pump(self.connection.send)
         except ConnectionClosed:
             pass  # the reader sees it too
         except SlowClient as slow:

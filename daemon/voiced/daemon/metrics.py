@@ -142,6 +142,10 @@ class Metrics:
         for name, (text, read) in readers.items():
             Gauge(name, text, registry=self._registry).set_function(read)
 
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Add a gauge that is read when `/metrics` is; once per name."""
+        Gauge(name, text, registry=self._registry).set_function(read)
+
     def watch_microphone(self, status: Callable[[], MicrophoneStatus]) -> None:
         """Add gauges of the local microphone, read when `/metrics` is; call once."""
         state = Gauge(

@@ -89,6 +89,20 @@ class Outbox:
         self._sending: asyncio.Timeout | None = None
         self._overflow: SlowClient | None = None
         self._is_closed = False
+        self._moved_s = 0.0
+        """When the queue was last empty or a message last left it."""
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait."""
+        return self._queue.waiting_bytes
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the client has taken nothing, while something waits for it."""
+        if len(self._queue) == 0 and self._sending is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._moved_s
 
     @property
     def replaced(self) -> int:
@@ -99,6 +113,8 @@ class Outbox:
         """Queue a message; ignored after `close` and after the client was given up."""
         if self._is_closed or self._overflow is not None:
             return
+        if len(self._queue) == 0 and self._sending is None:
+            self._moved_s = asyncio.get_running_loop().time()
         try:
             self._queue.put(message)
         except SlowClient as error:
@@ -121,6 +137,7 @@ class Outbox:
         while True:
             while self._overflow is None and len(self._queue) > 0:
                 await self._send_one(send, self._queue.take())
+                self._moved_s = asyncio.get_running_loop().time()
             if self._overflow is not None:
                 raise self._overflow
             if self._is_closed:

@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 
 from voiced.daemon.access import Access, Denied
 from voiced.daemon.connections import Connection, remote_address
-from voiced.daemon.errors import TooManyOfClient, TooManyStreams
+from voiced.daemon.errors import Overloaded, TooManyOfClient, TooManyStreams
 from voiced.daemon.limits import Client, Clients
 from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.microphone import MicrophoneStatus
@@ -172,7 +172,7 @@ class Routes:
         info = self._streams.engine.info
         is_admin = not isinstance(self._access.check(request, "admin"), Denied)
         body: dict[str, Any]
-        if refusal is None or isinstance(refusal, TooManyStreams):
+        if refusal is None or isinstance(refusal, TooManyStreams | Overloaded):
             status = http.HTTPStatus.OK
             body = {"ready": True}
             if is_admin:

@@ -126,6 +126,16 @@ class Server:
         origin = "passed" if self._passed else "bound"
         logger.info("server open on=%s sockets=%s", ",".join(names), origin)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for clients to read them."""
+        return sum(client.outbox.waiting_bytes for client in self._clients)
+
+    @property
+    def stalled_s(self) -> float:
+        """How long the slowest client has taken nothing of what waits for it."""
+        return max((client.outbox.stalled_s for client in self._clients), default=0.0)
+
     async def accept(self) -> None:
         """Take connections, if `start` did not."""
         for server in self._listeners:

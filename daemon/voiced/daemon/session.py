@@ -183,6 +183,8 @@ class StreamSession:
         self._ending: asyncio.Task[None] | None = None
         self._is_broken = False
         self._backlog_s = 0.0
+        self._waiting_since: dict[int, int] = {}
+        """Closed segments under way, and when they were closed."""
         self._room = asyncio.Event()
         self._room.set()
         self._arrivals = Arrivals()
@@ -202,6 +204,17 @@ class StreamSession:
     def is_full(self) -> bool:
         """Too much speech is unanswered: `feed` will wait."""
         return not self._room.is_set()
+
+    @property
+    def backlog_s(self) -> float:
+        """Speech closed and not answered."""
+        return self._backlog_s
+
+    @property
+    def backlog_age_s(self) -> float:
+        """How long the oldest closed segment has been waiting for its answer."""
+        oldest_ns = min(self._waiting_since.values(), default=None)
+        return 0.0 if oldest_ns is None else (self._clock.monotonic_ns() - oldest_ns) / 1e9
 
     # ---- in: the transport -----------------------------------------------------------------
 
@@ -441,6 +454,7 @@ class StreamSession:
         """Give a closed segment its one `final` or `failed`."""
         deadline_ns = self._asker.deadline_ns(self._settings.final_timeout_s)
         outcome: Transcript | Failure | None = None
+        self._waiting_since[state.id] = self._clock.monotonic_ns()
         try:
             if speculation is not None:
                 outcome = await self._speculated(speculation, state.id, deadline_ns)
@@ -448,6 +462,7 @@ class StreamSession:
                 request = Request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
                 outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         finally:
+            del self._waiting_since[state.id]
             self._change_backlog(-segment.duration_s)
         if isinstance(outcome, Transcript):
             self._settle_segment(state.id, _Answer(state, outcome, arrived_ns))

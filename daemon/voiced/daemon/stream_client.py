@@ -57,7 +57,7 @@ class StreamClient:
         self._meters = [meter for meter in (*own, everybody) if not meter.is_unlimited]
         self._audio_bytes_per_s = float("inf")
         self._protocol = StreamProtocol()
-        self._outbox = Outbox(
+        self.outbox = Outbox(
             max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
         )
         self._session: StreamSession | None = None
@@ -74,7 +74,9 @@ class StreamClient:
         except (_ProtocolViolation, AudioError, DaemonError) as error:
             await self._refuse(error)
         finally:
-            self._outbox.close()
+            self.outbox.close()
+            dropped = self._streams.metrics.partials_dropped.labels(reason="replaced")
+            dropped.inc(self.outbox.replaced)
             if self._session is not None:
                 await self._session.abort()
             await asyncio.wait({self._sender})
@@ -148,7 +150,7 @@ class StreamClient:
         """Do what the client asked for; return whether the stream is over."""
         match action:
             case Start() as start:
-                self._session = self._streams.open(start, send=self._outbox.put)
+                self._session = self._streams.open(start, send=self.outbox.put)
                 frame = frame_bytes(stream_format(start.audio))
                 self._audio_bytes_per_s = float(frame * start.audio.rate_hz)
             case Audio(data):
@@ -175,7 +177,7 @@ class StreamClient:
 
     async def _send_all(self) -> None:
         try:
-            await self._outbox.pump(self.connection.send)
+            await self.outbox.pump(self.connection.send)
         except ConnectionClosed:
             pass  # the reader sees it too
         except SlowClient as slow:
@@ -196,7 +198,7 @@ class StreamClient:
             self._session.report(error.code, message)
         else:
             retry_after_ms = error.retry_after_ms if isinstance(error, StreamRefused) else None
-            self._outbox.put(
+            self.outbox.put(
                 Error(
                     stream=NO_STREAM,
                     code=error.code,
@@ -212,7 +214,7 @@ class StreamClient:
         self, code: CloseCode, reason: str = "", *, flush_s: float | None = None
     ) -> None:
         """Send what waits, for at most `flush_s` (None: the outbox's own time-out); then close."""
-        self._outbox.close()
+        self.outbox.close()
         await asyncio.wait({self._sender}, timeout=flush_s)
         await self._close(code, reason)
 

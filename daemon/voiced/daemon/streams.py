@@ -22,6 +22,7 @@ from voiced.daemon.errors import (
     UnknownLanguage,
 )
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.overload import OverloadRules
 from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
 from voiced.daemon.wire import Intent, Start
 
@@ -42,6 +43,7 @@ class Streams:
         open_chain: OpenChain,
         settings: SessionSettings | None = None,
         max_streams: int = 32,
+        overload: OverloadRules | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -49,6 +51,7 @@ class Streams:
         self.engine = engine
         self.metrics = metrics or Metrics()
         self.max_streams = max_streams
+        self._overload = overload or OverloadRules()
         self._publish, self._open_chain, self._clock = publish, open_chain, clock
         self._settings = settings or SessionSettings()
         self._sessions: dict[str, StreamSession] = {}
@@ -66,7 +69,17 @@ class Streams:
             return NotReady(self.engine.reason)
         if len(self._sessions) >= self.max_streams:
             return TooManyStreams(self.max_streams)
-        return None
+        return self._overload.refusal(self.engine.load())
+
+    @property
+    def backlog_s(self) -> float:
+        """Speech closed and not answered, of the stream that has most."""
+        return max((session.backlog_s for session in self._sessions.values()), default=0.0)
+
+    @property
+    def backlog_age_s(self) -> float:
+        """How long the oldest closed segment has been waiting for its last word."""
+        return max((session.backlog_age_s for session in self._sessions.values()), default=0.0)
 
     def open(self, start: Start, *, send: Send | None = None) -> StreamSession:
         """Open a stream; its `ready` has been published when this returns.

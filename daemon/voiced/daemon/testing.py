@@ -45,12 +45,15 @@ class ScriptedEngine:
         self._eager: dict[int, asyncio.Event] = {}
         """For each open eager request, by segment: set when it is promoted."""
         self.queued_finals = 0
+        self.oldest_final_age_s = 0.0
         """What `load` says."""
         self._answer = answer or length_as_text
 
     def load(self) -> EngineLoad:
         """Return the load that the test set."""
-        return EngineLoad(queued_finals=self.queued_finals)
+        return EngineLoad(
+            queued_finals=self.queued_finals, oldest_final_age_s=self.oldest_final_age_s
+        )
 
     async def recognize(self, request: Request) -> Transcript:
         """Answer; raises what the test's `answer` raises."""
