@@ -22,7 +22,7 @@ from voiced.engine.errors import BundleError
 
 RATE_HZ = 16_000
 FIELDS = ["path", "text", "language", "audio_s", "compute_s", "segments"]
-SEGMENT_FIELDS = ["start_s", "end_s", "text", "confidence"]
+SEGMENT_FIELDS = ["start_s", "end_s", "text", "confidence", "words"]
 
 
 def write_tones(path: Path, count: int, *, rate_hz: int = RATE_HZ) -> Path:

@@ -21,7 +21,7 @@ SPELLED = ["\u2581HEL", "LO", "\u2581WORLD"]
 def test_pieces_are_joined_as_published() -> None:
     assert raw_text(SPELLED) == "HELLO WORLD"
     assert raw_text(["你", "好", *SPELLED, "世"]) == "你好 HELLO WORLD世"
-    assert raw_text(["<blank>", "你", "<sil>", "好"]) == "你好"
+    assert raw_text(["<blank>", "你", "<sil>", "好", "<unk>", "<sos>"]) == "你好"
     assert raw_text([]) == ""
 
 

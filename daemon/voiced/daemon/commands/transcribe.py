@@ -86,6 +86,16 @@ class FileTooLong(DaemonError):
 
 
 @dataclass(frozen=True, slots=True)
+class SpokenWord:
+    """One word, in Mandarin one character."""
+
+    start_s: float
+    end_s: float
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
 class SpokenSegment:
     """One stretch of speech that has a text."""
 
@@ -93,6 +103,8 @@ class SpokenSegment:
     end_s: float
     text: str
     confidence: float
+    words: tuple[SpokenWord, ...]
+    """None where the model does not give their places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +314,15 @@ def _assemble(
                 end_s=round(span.end_sample / RATE_HZ, 3),
                 text=transcript.text.strip(),
                 confidence=round(transcript.confidence, 4),
+                words=tuple(
+                    SpokenWord(
+                        start_s=word.start_ms / 1000,
+                        end_s=word.end_ms / 1000,
+                        text=word.text,
+                        confidence=round(word.confidence, 4),
+                    )
+                    for word in transcript.words
+                ),
             )
             for span, transcript in spoken
         ),

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from voiced.engine.families.fireredasr_words import WORD_START, TimedToken
 
-MARKS = frozenset({"<blank>", "<sil>"})
-"""Tokens that stand for no text."""
+MARKS = frozenset({"<blank>", "<unk>", "<pad>", "<sos>", "<eos>", "<sil>"})
+"""Tokens that stand for no text. The published code of version 2 leaves out blank and sil only."""
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003134f"
 _BORDER = re.compile(rf"(?<=[{_HAN}])(?=[^\W_{_HAN}])|(?<=[^\W_{_HAN}])(?=[{_HAN}])")
@@ -27,7 +27,7 @@ class Casing(StrEnum):
     """How Latin letters are written."""
 
     MODEL = "model"
-    """As the published code of the model's version: 1 upper, 2 lower."""
+    """As the published code of the model's version: 1 as the tokens are, upper; 2 lower."""
     UPPER = "upper"
     LOWER = "lower"
 
@@ -51,17 +51,10 @@ class Tokens:
         """Return each token as it stands in the list."""
         return [self._written[i] for i in ids]
 
-    def is_mark(self, token: int) -> bool:
-        """Whether a token stands for no text."""
-        return self._written[token] in MARKS
-
 
 def raw_text(pieces: Sequence[str]) -> str:
     """Join tokens as the published code does: U+2581 is a space, marks are nothing."""
-    joined = "".join(pieces).replace(WORD_START, " ").strip()
-    for mark in MARKS:
-        joined = joined.replace(mark, "")
-    return joined
+    return "".join(p for p in pieces if p not in MARKS).replace(WORD_START, " ").strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +68,10 @@ class Writing:
 
     def cased(self, text: str) -> str:
         """Write Latin letters in the casing."""
-        is_lower = self.casing is Casing.LOWER or (
-            self.casing is Casing.MODEL and self.version == 2
-        )
-        return text.lower() if is_lower else text.upper()
+        if self.casing is Casing.UPPER:
+            return text.upper()
+        is_as_given = self.casing is Casing.MODEL and self.version == 1
+        return text if is_as_given else text.lower()
 
     def text(self, pieces: Sequence[str]) -> str:
         """Return the text of tokens."""
