@@ -40,6 +40,13 @@ demo: $(VENV)/.runtime ## real speech through the real daemon, and one line of f
 .PHONY: peers
 peers: $(VENV)/.peers ## add what `voiced bench peers` compares with
 
+$(VENV)/.peers-live: $(VENV)/.peers constraints-peers-live.txt
+	@tools/make-venv $(VENV) peers-live
+	@touch $@
+
+.PHONY: peers-live
+peers-live: $(VENV)/.peers-live ## add the servers of `voiced bench peers --live`
+
 .PHONY: models
 models: $(VENV)/.runtime ## fetch and build the default models
 	@$(BIN)/voiced model pull

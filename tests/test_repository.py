@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LISTS = ("constraints.txt", "constraints-peers.txt")
+LISTS = ("constraints.txt", "constraints-peers.txt", "constraints-peers-live.txt")
 
 INDEX_HOST = re.compile(r"\b(?:pypi|pythonhosted)\.org\b|://(?!127\.)\S+/simple\b", re.IGNORECASE)
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:home|root|work|Users|tmp|mnt)/[\w.-]+")
@@ -94,8 +95,9 @@ def test_every_pinned_package_has_one_version_and_hashes(name: str) -> None:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", hashes), requirement
 
 
-def test_the_peers_list_repeats_nothing_of_the_main_list() -> None:
-    assert not set(blocks("constraints.txt")) & set(blocks("constraints-peers.txt"))
+def test_no_list_repeats_anything_of_another() -> None:
+    for one, other in itertools.combinations(LISTS, 2):
+        assert not set(blocks(one)) & set(blocks(other)), (one, other)
 
 
 def declared(*requirements: str) -> set[str]:
@@ -114,6 +116,7 @@ def test_everything_declared_is_pinned() -> None:
     needed = declared(*project["project"]["dependencies"], *groups["build"])
     missing = {name for name in needed if f"\n{name}==" not in runtime_part}
     assert not missing
-    main, peers = pinned_names("constraints.txt"), pinned_names("constraints-peers.txt")
+    main, peers, live = (pinned_names(name) for name in LISTS)
     assert declared(*groups["dev"]) <= main
     assert declared(*groups["peers"]) <= main | peers
+    assert declared(*groups["peers-live"]) <= main | peers | live

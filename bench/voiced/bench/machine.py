@@ -21,6 +21,9 @@ PACKAGES = (
     "faster-whisper",
     "ctranslate2",
     "whisper-normalizer",
+    "wyoming",
+    "wyoming-faster-whisper",
+    "moonshine-voice",
 )
 """Distributions whose version can move a figure; those not installed are left out."""
 

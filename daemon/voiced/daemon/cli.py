@@ -724,18 +724,51 @@ def _bench_peers(
     sets: Sets = None,
     per_length: Annotated[int, typer.Option(help="Clips of each length.", min=1)] = 12,
     repeats: Annotated[int, typer.Option(help="Runs on each clip.", min=1)] = 3,
+    live: Annotated[
+        bool, typer.Option("--live", help="Whole servers under live streams instead.")
+    ] = False,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(help="Live streams; repeated: one run each; default 1, 2, 4, 8.", min=1),
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of a live run.", min=5)] = 60.0,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--peer", help="Live: only this server (wyoming, moonshine)."),
+    ] = None,
     model: Model = None,
     backend: Backend = None,
     beam: Beam = 5,
-    threads: Threads = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads; default 1, live: one a core.", min=1)
+    ] = None,
     language: Language = None,
     weights: Weights = None,
     json_path: JsonFile = None,
 ) -> None:
     """Milliseconds from the end of a segment to its text, against faster-whisper in the same run.
 
-    Needs the peers: `make peers`.
+    Needs the peers: `make peers`; with --live: `make peers-live`.
     """
+    if live:
+        from voiced.daemon.commands.live_peers import live_peers
+
+        _exit(
+            live_peers(
+                clips=clips,
+                sets=sets or (),
+                streams=streams or (1, 2, 4, 8),
+                seconds=seconds,
+                peers=names or (),
+                threads=threads,
+                beam=beam,
+                model=model,
+                backend=backend,
+                language=language,
+                weights=weights,
+                json_path=json_path,
+            )
+        )
     from voiced.daemon.commands.bench import peers
 
     _exit(
@@ -743,7 +776,7 @@ def _bench_peers(
             clips,
             per_length=per_length,
             repeats=repeats,
-            threads=threads,
+            threads=threads or 1,
             beam=beam,
             sets=sets or (),
             model=model,

@@ -115,6 +115,10 @@ def tune(
         found.settings = dict(base.settings)
     _find_knee(served, said, found, base, effort, target_ms, most, partials=partials, seed=seed)
     if found.proof is None:
+        publish(
+            Report("tune", {}, _tables(found, target_ms), found, machine, "voiced tune"),
+            json_path=json_path,
+        )
         raise TuneFailed(
             f"one stream is not served within {target_ms:.0f} ms: {found.points[-1].note}; "
             "try a smaller model, a larger --target-ms, or a machine with less other work"
