@@ -18,7 +18,6 @@ from onnx import TensorProto
 
 from voiced.engine.build.fireredasr_checkpoint import FireRedDims
 from voiced.engine.build.fireredasr_layers import (
-    LEAD,
     MASKED,
     Tensors,
     Weights,
@@ -59,7 +58,7 @@ def write_prefill(
     w = Weights(tensors)
     heads, width = dims.heads, dims.d_head
     g = GraphBuilder("prefill", precision, OPSET, weights)
-    features = g.input("features", F32, ["N", f"4T+{LEAD}", dims.mels])
+    features = g.input("features", F32, ["N", "L", dims.mels])
     mask = g.input("mask", F32, ["N", "T"])
 
     table = g.constant(encoder_places(tensors, max_frames))

@@ -91,7 +91,8 @@ def _subsampled(g: GraphBuilder, features: str, w: Weights) -> str:
         kernel, bias = (
             g.constant(w(f"{front}.conv.{index}.{part}")) for part in ("weight", "bias")
         )
-        x = g.op("Relu", g.op("Conv", x, kernel, bias, kernel_shape=[3, 3], strides=[2, 2]))
+        sizes = {"kernel_shape": [3, 3], "strides": [2, 2], "dilations": [1, 1], "pads": [0] * 4}
+        x = g.op("Relu", g.op("Conv", x, kernel, bias, **sizes))
     weight, bias_out = w.linear(f"{front}.out")
     x = g.op("Transpose", x, perm=[0, 2, 1, 3])  # [N, T, channels, bands]
     return g.linear(g.op("Reshape", x, g.ints(0, 0, len(weight))), weight, bias_out)
@@ -176,7 +177,10 @@ def _convolved(
         y,
         g.constant(w(f"{name}.depthwise_conv.weight")),
         group=wide,
+        # spelled out: a converter takes the defaults for missing
         kernel_shape=[dims.kernel],
+        strides=[1],
+        dilations=[1],
         pads=[dims.kernel // 2] * 2,
     )
     y = g.layer_norm(g.op("Transpose", y, perm=[0, 2, 1]), *w.norm(f"{name}.batch_norm"))

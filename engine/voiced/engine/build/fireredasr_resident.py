@@ -14,7 +14,6 @@ from onnx import TensorProto
 
 from voiced.engine.build.fireredasr_checkpoint import FireRedDims
 from voiced.engine.build.fireredasr_layers import (
-    LEAD,
     MASKED,
     Tensors,
     Weights,
@@ -43,7 +42,7 @@ def write_resident_prefill(
     """Write the encoder with the decoder's cross-attention projections folded in.
 
     Inputs (float is float16 with `Precision.FP16`):
-        features float32[N, 4 T + 3, mels]; mask float32[N, T]: 1 where there is sound
+        features float32[N, L, mels], L = 4 T + 3; mask float32[N, T]: 1 where there is sound
         places float[2 T, d]: the middle of the bundle's relative position encodings
     Outputs:
         cross_k_l, cross_v_l float[N, d, T]; cross_mask float[N, 1, T], added to attention scores
@@ -52,7 +51,7 @@ def write_resident_prefill(
     w = Weights(tensors)
     d = dims.d_model
     g = GraphBuilder("prefill", precision, OPSET, weights)
-    features = g.body(g.input("features", F32, ["N", f"4T+{LEAD}", dims.mels]))
+    features = g.body(g.input("features", F32, ["N", "L", dims.mels]))
     mask = g.body(g.input("mask", F32, ["N", "T"]))
     places = g.input("places", g.float, ["2T", d])
     x = encoded(g, features, mask, places, w, dims)

@@ -76,7 +76,7 @@ class ResidentGraphs:
             "N": gear.batch,
             "T": frames,
             "2T": 2 * frames,
-            f"4T+{self._info.lead_frames}": self._info.input_frames(gear.frames),
+            "L": self._info.input_frames(gear.frames),
         }
         session = self._graphs.session("prefill", axes)
         centre = len(self._places) // 2

@@ -123,11 +123,23 @@ def keep_files(bundle: Bundle, writer: BundleWriter, target: str) -> None:
     older = bundle.manifest.targets.get(target)
     stale = {older.log, *(a.file for a in older.artifacts)} if older else set()
     for name in set(bundle.manifest.files) - stale:
-        source, staged = bundle.root / name, writer.path_for(name)
-        try:
-            os.link(source, staged)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(source, staged)
+        share(bundle.root / name, writer.path_for(name))
+
+
+def share(source: Path, target: Path) -> None:
+    """Put a file in a second place, without a copy where that can be; one that is there stays."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def weight_files(model: onnx.ModelProto) -> set[str]:
+    """Names of the files beside a graph that hold its large constants."""
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in entries if entry.key == "location"}
 
 
 def _convert(
@@ -141,8 +153,11 @@ def _convert(
     """Try each form until one passes the gate."""
     name = f"{CPU_TARGET}-{traced.role}-" + "-".join(f"{a}{n}" for a, n in traced.axes.items())
     source = writer.scratch_dir() / f"{traced.role}.onnx"
-    model = onnx.load(traced.graph)
+    # weights in a file of their own stay there: they may be larger than a message can be
+    model = onnx.load(traced.graph, load_external_data=False)
     onnx.save(fixed(model, traced), source)
+    for weights in weight_files(model):
+        share(traced.graph.with_name(weights), source.with_name(weights))
     problems = []
     for form in forms(model):
         artifact = None
