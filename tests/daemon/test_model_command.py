@@ -303,6 +303,8 @@ def test_list_tells_what_can_be_had_what_is_here_and_what_is_damaged(
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     bundle = Bundle.open(models / "silero-vad")
     assert rows == [
+        ["fireredasr-aed", "not built", "-", "-"],
+        ["fireredasr2-aed", "not built", "-", "-"],
         ["mine", "damaged: no such file", "-", str(models / "mine")],
         ["silero-vad", bundle.id, "1.2 MB", str(models / "silero-vad")],
         ["whisper-base", "not built", "-", "-"],

@@ -48,6 +48,13 @@ class Tiny:
     layers: int = 2
     end_bias: float = 0.0
     """Added to the end token's logit, about: the higher, the shorter the texts."""
+    more_tokens: int = 0
+    """Tokens beyond `TOKENS`."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Its dictionary."""
+        return (*TOKENS, *(f"<{number}>" for number in range(self.more_tokens)))
 
     @property
     def name(self) -> str:
@@ -64,7 +71,7 @@ class Tiny:
             encoder_layers=self.layers,
             decoder_layers=self.layers,
             kernel=KERNEL,
-            vocabulary=len(TOKENS),
+            vocabulary=len(self.tokens),
             decoder_positions=POSITIONS,
             start=3,
             end=4,
@@ -170,7 +177,7 @@ def write_folder(folder: Path, tiny: Tiny) -> Path:
     folder.mkdir(parents=True)
     save(folder / "model.pth.tar", {"args": arguments(tiny), "model_state_dict": weights(tiny)})
     (folder / "cmvn.ark").write_bytes(cmvn(tiny.seed))
-    lines = "".join(f"{token} {index}\n" for index, token in enumerate(TOKENS))
+    lines = "".join(f"{token} {index}\n" for index, token in enumerate(tiny.tokens))
     (folder / "dict.txt").write_text(lines, encoding="utf-8")
     (folder / "train_bpe1000.model").write_bytes(sentence_pieces())
     (folder / "config.yaml").write_bytes(b"")

@@ -50,9 +50,15 @@ def model_pull(name: str = DEFAULT_MODEL, from_dir: Path | None = None, force: b
 
     What is there and valid stays, unless `force` (which rebuilds the named model alone).
     """
+    from voiced.engine.build.hub import hub_models
     from voiced.engine.store import SILERO_BUNDLE
 
-    code = model_build(name, from_dir, force)
+    if name.startswith(tuple(hub_models())):
+        from voiced.daemon.commands.model_import import hub_pull
+
+        code = hub_pull(name, from_dir, force)
+    else:
+        code = model_build(name, from_dir, force)
     if code != OK or name == SILERO_BUNDLE:
         return code
     return model_build(SILERO_BUNDLE, from_dir, force=False)
@@ -113,13 +119,14 @@ def model_path(name: str = DEFAULT_MODEL) -> int:
 
 
 def _list_rows() -> list[tuple[str, str, str, str]]:
+    from voiced.engine.build.hub import hub_models
     from voiced.engine.build.sources import MODELS
     from voiced.engine.bundle import Bundle
     from voiced.engine.errors import BundleError
     from voiced.engine.store import list_bundles
 
     rows: dict[str, tuple[str, str, str, str]] = {
-        name: (name, "not built", "-", "-") for name in MODELS
+        name: (name, "not built", "-", "-") for name in (*MODELS, *hub_models())
     }
     for path in list_bundles():
         try:

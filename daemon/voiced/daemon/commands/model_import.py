@@ -28,6 +28,38 @@ def model_import(
     return OK
 
 
+def hub_pull(name: str, from_dir: Path | None, force: bool) -> int:
+    """Fetch a model from a hub, or take its files from `from_dir`, and build its bundle."""
+    from voiced.engine.build.imports import form_of, import_fireredasr, pull_fireredasr
+    from voiced.engine.bundle import Bundle
+    from voiced.engine.errors import BundleError
+    from voiced.engine.store import resolve
+
+    found = form_of(name)
+    if found is None:
+        return _usage(
+            f"no model is known as {name!r}, expected the model's name with nothing, -int8, -fp16 "
+            "or -portable behind it"
+        )
+    if not force:
+        try:
+            present = Bundle.open(resolve(name))
+        except BundleError:
+            pass  # missing or damaged: either way it is built
+        else:
+            print(f"{present.id} is already built; --force builds it again", file=sys.stderr)
+            print(present.root)
+            return OK
+    with stop_on_sigterm(), show_progress() as progress:
+        if from_dir is None:
+            path = pull_fireredasr(name, force=force, progress=progress)
+        else:
+            _, form = found
+            path = import_fireredasr(from_dir, form, name=name, force=force, progress=progress)
+    print(path)
+    return OK
+
+
 def _usage(text: str) -> int:
     print(f"voiced: {text}", file=sys.stderr)
     return USAGE

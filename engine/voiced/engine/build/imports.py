@@ -6,6 +6,7 @@ Offline work, never imported by the running engine.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,12 @@ import msgspec
 from voiced.engine import store
 from voiced.engine.build.fetch import Progress
 from voiced.engine.build.fireredasr_bundle import Form, Release, base_name, build_fireredasr
+from voiced.engine.build.fireredasr_checkpoint import CHECKPOINT, CMVN, DICTIONARY
+from voiced.engine.build.graph import Precision
+from voiced.engine.build.hub import fetch_files, hub_models
 from voiced.engine.build.pack import BundleWriter
 from voiced.engine.bundle import Bundle
-from voiced.engine.errors import BundleError
+from voiced.engine.errors import BundleError, FetchError
 
 
 def import_fireredasr(
@@ -51,6 +55,56 @@ def import_fireredasr(
         return writer.commit(
             msgspec.structs.replace(manifest, name=chosen, created_by=f"voiced {version}")
         )
+
+
+FILES = (CMVN, DICTIONARY, CHECKPOINT)
+"""Of a release, the small ones first: a hub that has none of them is found out at once."""
+
+
+def form_of(name: str) -> tuple[str, Form] | None:
+    """Take a bundle's name apart: the model on the hubs, and what graphs are wanted."""
+    for form in (
+        Form(),
+        Form(Precision.INT8),
+        Form(Precision.FP16, resident=True),
+        Form(resident=True),
+    ):
+        model = name.removesuffix(form.suffix)
+        if model in hub_models() and model + form.suffix == name:
+            return model, form
+    return None
+
+
+def pull_fireredasr(name: str, *, force: bool, progress: Progress) -> Path:
+    """Fetch a release from a hub and import it; the fetched files are then removed.
+
+    Args:
+        name: Of a hub's model, with a form's suffix or none.
+        force: Replace a valid bundle of that name.
+        progress: Told each stage.
+
+    Returns:
+        The bundle's folder.
+
+    Raises:
+        FetchError: No hub gave the files; what did arrive is used by the next call.
+        BundleError: The bundle cannot be written.
+    """
+    found = form_of(name)
+    if found is None:
+        raise FetchError(
+            f"no model is known as {name!r}, expected one of {', '.join(hub_models())}"
+        )
+    model, form = found
+    folder = store.models_dir() / f".{model}.download"
+    hint = (
+        f"without a network, bring the files {', '.join(FILES)} of the release and run "
+        "`voiced model import fireredasr DIR`"
+    )
+    fetch_files(hub_models()[model], FILES, folder, progress, hint)
+    path = import_fireredasr(folder, form, name=name, force=force, progress=progress)
+    shutil.rmtree(folder)
+    return path
 
 
 def _refuse_taken(target: Path) -> None:
