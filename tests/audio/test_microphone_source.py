@@ -34,6 +34,7 @@ from voiced.audio.errors import (
 from voiced.audio.frames import StreamFormat
 from voiced.audio.sources.microphone import (
     Block,
+    Drift,
     LossLedger,
     Lost,
     LostBy,
@@ -305,6 +306,45 @@ def test_a_device_that_dies_is_opened_again_under_its_new_number(
     assert [stream.settings["device"] for stream in system.streams] == [1, 2]
     assert system.streams[0].is_closed.is_set()
     assert system.refreshes == 1
+
+
+def test_a_device_that_returns_under_another_card_number_is_the_same_one(
+    system: FakeSoundDevice, listen: Listen
+) -> None:
+    def die(stream: FakeStream) -> None:
+        system.names[0] = "USB Mic: Audio (hw:2,0)"
+        stream.die()
+
+    system.names[0] = "USB Mic: Audio (hw:1,0)"
+    system.on_start = die
+    recovery = Recovery(first_retry_s=0.01, first_block_s=DEADLINE_S, watchdog_s=DEADLINE_S)
+    events = listen(Microphone("USB Mic: Audio (hw:1,0)", recovery=recovery))
+    assert until(events, Opened).device == "USB Mic: Audio (hw:1,0)"
+    system.on_start = FakeStream.deliver
+    assert until(events, Opened).device == "USB Mic: Audio (hw:2,0)"
+
+
+def test_the_drift_of_the_devices_clock_is_measured_and_begins_anew_after_an_overflow(
+    system: FakeSoundDevice, listen: Listen
+) -> None:
+    clock = FakeClock()
+
+    def record(stream: FakeStream) -> None:
+        for number in range(1_400):  # 42 s, by a clock that is 1 % slow
+            clock.advance_ms(30 / 0.99)
+            stream.deliver(overflow=number == 1_300)
+        stream.die()
+
+    system.on_start = record
+    events = listen(Microphone("pulse", recovery=PATIENT, buffer_ms=60_000, clock=clock))
+    found: list[Drift] = []
+    for event in events:
+        if isinstance(event, Drift):
+            found.append(event)
+        if isinstance(event, Unavailable):
+            break
+    assert len(found) == 2  # after 30 and 35 s; what follows the overflow is too short
+    assert [event.ppm for event in found] == pytest.approx([-10_000, -10_000], rel=0.02)
 
 
 def test_time_away_is_put_on_the_sample_clock(system: FakeSoundDevice, listen: Listen) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 from collections.abc import Awaitable, Callable, Generator
 
@@ -14,6 +15,7 @@ from voiced.audio.errors import DeviceNotFound, MicrophoneError, PortAudioMissin
 from voiced.audio.frames import StreamFormat
 from voiced.audio.sources.microphone import (
     Block,
+    Drift,
     Lost,
     LostBy,
     MicrophoneEvent,
@@ -340,6 +342,24 @@ def test_a_source_that_broke_is_shown_and_stopping_does_not_wait_for_the_pause()
     run(test)
 
 
+def test_a_clock_far_off_its_rate_is_warned_about_and_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        runner, _ = played(Opened("mic", MONO), Drift(40.0), Drift(45.0))
+        assert runner.status.drift_ppm == 45.0
+        assert "WARNING" not in {record.levelname for record in caplog.records}
+        assert caplog.text.count("microphone clock measured drift_ppm=40") == 1
+        runner, _ = played(Opened("mic", MONO), Drift(-81_250.0))
+    assert "records -8.12 % faster than its rate says" in caplog.text
+    assert runner.status.facts()["drift_ppm"] == -81_250
+
+
+def test_another_capture_has_another_clock() -> None:
+    runner, _ = played(Opened("mic", MONO), Drift(40.0), Opened("mic", MONO))
+    assert runner.status.drift_ppm is None
+
+
 def test_metrics_show_how_the_microphone_is_doing() -> None:
     metrics = Metrics()
     status = MicrophoneStatus()
@@ -356,7 +376,10 @@ def test_metrics_show_how_the_microphone_is_doing() -> None:
     assert metrics.value("voiced_microphone_opened") == 2
     assert metrics.value("voiced_microphone_lost_frames") == 480
     assert metrics.value("voiced_microphone_silent") == 1
+    assert math.isnan(metrics.value("voiced_microphone_drift_ppm"))
     assert b'voiced_microphone_state{state="waiting"} 1.0' in metrics.render()
+    status = MicrophoneStatus(drift_ppm=-12.5)
+    assert metrics.value("voiced_microphone_drift_ppm") == -12.5
 
 
 def test_a_missing_device_is_logged_at_once_and_then_once_a_minute(

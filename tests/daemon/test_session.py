@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.daemon.stream_bench import START, WORD, Bench, check_promises, run, until
 
-from voiced.audio.frames import SegmentClosed, SegmentEvent, SegmentOpened
+from voiced.audio.frames import RATE_HZ, SegmentClosed, SegmentEvent, SegmentOpened
 from voiced.audio.front import FrontSettings
 from voiced.daemon.errors import (
     NotReady,
@@ -30,6 +30,7 @@ from voiced.daemon.testing import (
     tone,
 )
 from voiced.daemon.wire import (
+    AudioGap,
     AudioParams,
     Ended,
     Failed,
@@ -479,6 +480,26 @@ def test_lost_audio_moves_the_clock_and_is_reported() -> None:
         gap = bench.of(SpeechEnded)[0]
         assert isinstance(gap, SpeechEnded)
         assert gap.reason == "gap"
+
+    run(scenario)
+
+
+def test_losses_without_sound_between_them_are_one_gap_told_when_sound_is_back() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open()
+        await session.feed(tone(1.0))
+        for _ in range(3):
+            session.lost(RATE_HZ // 4)
+        assert bench.of(AudioGap) == []
+        await session.feed(tone(0.5))
+        session.lost(RATE_HZ)
+        await session.finish()
+        gaps = [(m.start_ms, m.end_ms) for m in bench.of(AudioGap) if isinstance(m, AudioGap)]
+        assert gaps == [(1_000, 1_750), (2_250, 3_250)]
+        assert bench.metrics.value("voiced_audio_gaps_total") == 2
+        assert bench.metrics.value("voiced_audio_gap_seconds_total") == 1.75
+        assert isinstance(bench.published[-1], Ended)
 
     run(scenario)
 

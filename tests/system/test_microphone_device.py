@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.system.running_daemon import FAKE, launch, noise, silence, subscribed
 from tests.system.virtual_microphone import (
     DEADLINE_S,
     DEVICE,
@@ -28,6 +31,7 @@ from voiced.audio.sources.microphone import (
     MicrophoneEvent,
     Opened,
     Recovery,
+    Silent,
     Unavailable,
 )
 
@@ -76,6 +80,26 @@ def run() -> Iterator[Callable[[Microphone], Run]]:
     yield start
     for started in runs:
         started.close()
+
+
+def loudness(level: int) -> bytes:
+    """Half a minute of one value."""
+    return np.full(30 * RATE_HZ, level, np.int16).tobytes()
+
+
+@contextlib.contextmanager
+def playing(virtual: VirtualMicrophone, pcm: bytes, *, device: str = "vmic") -> Iterator[None]:
+    """Sound while the block runs."""
+    player = virtual.play(pcm, device=device)
+    try:
+        yield
+    finally:
+        player.kill()
+        player.wait(DEADLINE_S)
+
+
+def is_loud(event: MicrophoneEvent) -> bool:
+    return isinstance(event, Block) and bool(np.frombuffer(event.pcm, np.int16).any())
 
 
 def is_block(event: MicrophoneEvent) -> bool:
@@ -145,6 +169,72 @@ def test_a_server_that_hangs_is_noticed_and_survived(
     virtual.resume()
     recording.until(lambda event: isinstance(event, Opened))
     recording.until(is_block)
+
+
+def test_a_device_that_is_unplugged_and_returns_with_another_rate_leaves_a_gap(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    recording = run(Microphone(DEVICE, recovery=Recovery(first_block_s=30.0, watchdog_s=10.0)))
+    recording.until(is_block)
+    recording.seen.clear()
+    virtual.unplug("vmic")
+    recording.until(lambda event: isinstance(event, Unavailable))
+    virtual.plug("another", rate_hz=48_000, channels=2)
+    recording.until(lambda event: isinstance(event, Opened))
+    recording.until(is_block)
+    assert sum(event.frames for event in recording.seen if isinstance(event, Lost)) > 0
+    with playing(virtual, loudness(1_000), device="another"):
+        recording.until(is_loud)
+
+
+def test_another_default_device_is_followed(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    virtual.plug("second")
+    virtual.control("set-default-source", "vmic.monitor")
+    recording = run(Microphone(DEVICE, recovery=PATIENT))
+    with playing(virtual, loudness(1_000), device="second"):
+        recording.until(is_block)
+        virtual.control("set-default-source", "second.monitor")
+        recording.until(is_loud)
+    assert not [event for event in recording.seen if isinstance(event, Unavailable)]
+
+
+def test_a_device_that_gives_only_zeros_is_reported(
+    virtual: VirtualMicrophone, run: Callable[[Microphone], Run]
+) -> None:
+    recovery = Recovery(first_block_s=30.0, watchdog_s=10.0, silent_s=0.3)
+    recording = run(Microphone(DEVICE, recovery=recovery))
+    recording.until(lambda event: isinstance(event, Silent))
+    assert not [event for event in recording.seen if isinstance(event, Unavailable)]
+
+
+def test_a_daemon_shows_how_long_its_microphone_was_away(
+    virtual: VirtualMicrophone, tmp_path: Path
+) -> None:
+    daemon = launch(tmp_path, *FAKE, "--microphone", "--device", DEVICE)
+    try:
+        daemon.wait_ready()
+        with subscribed(daemon) as bus:
+            daemon.wait_for("the microphone", lambda: "microphone opened" in daemon.log)
+            daemon.wait_for("sound", lambda: "stream opened stream=microphone" in daemon.log)
+            virtual.kill()
+            daemon.wait_for("the loss", lambda: "microphone: " in daemon.log)
+            status = json.loads(daemon.get("/readyz")[1])["microphone"]
+            assert (status["state"], status["code"] is None) == ("waiting", False)
+            virtual.start()
+            gap = bus.until(lambda message: message["type"] == "audio_gap")
+            assert gap["stream"] == "microphone"
+            assert gap["end_ms"] > gap["start_ms"]
+            with playing(virtual, noise(2.0) + silence(1.5)):
+                final = bus.until(lambda message: message["type"] == "final")
+            assert final["start_ms"] >= gap["end_ms"]
+            metrics = daemon.get("/metrics")[1].splitlines()
+            assert [line for line in metrics if line.startswith("voiced_audio_gaps_total 1")]
+        daemon.process.terminate()
+        assert daemon.wait_exit() == 0
+    finally:
+        daemon.kill()
 
 
 def test_the_devices_command_lists_the_virtual_microphone(virtual: VirtualMicrophone) -> None:

@@ -63,6 +63,30 @@ class VirtualMicrophone:
             assert self._server.poll() is None, "pulseaudio ended at once"
             assert time.monotonic() < deadline, "pulseaudio does not answer"
 
+    def control(self, *words: str) -> str:
+        """Run `pactl`."""
+        done = subprocess.run(
+            ["pactl", *words],
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=DEADLINE_S,
+        )
+        return done.stdout.strip()
+
+    def plug(self, name: str, *, rate_hz: int = RATE_HZ, channels: int = 1) -> str:
+        """Add a device that can be played into; returns its module."""
+        options = (f"rate={rate_hz}", f"channels={channels}", "norewinds=1")
+        return self.control("load-module", "module-null-sink", f"sink_name={name}", *options)
+
+    def unplug(self, name: str) -> None:
+        """Take a device away."""
+        for line in self.control("list", "short", "modules").splitlines():
+            number, _, module = line.partition("\t")
+            if f"sink_name={name} " in module:
+                self.control("unload-module", number)
+
     def kill(self) -> None:
         """Take the device away."""
         self._signal(signal.SIGKILL)
@@ -77,7 +101,7 @@ class VirtualMicrophone:
         """Undo `hang`."""
         self._signal(signal.SIGCONT)
 
-    def play(self, pcm: bytes) -> subprocess.Popen[bytes]:
+    def play(self, pcm: bytes, *, device: str = "vmic") -> subprocess.Popen[bytes]:
         """Play s16 mono PCM into the microphone, in real time; the caller waits for the player."""
         with tempfile.TemporaryFile() as file:
             file.write(pcm)
@@ -89,7 +113,7 @@ class VirtualMicrophone:
                     f"--rate={RATE_HZ}",
                     "--channels=1",
                     "--format=s16le",
-                    "--device=vmic",
+                    f"--device={device}",
                 ],
                 env=os.environ | self.environment,
                 stdin=file,

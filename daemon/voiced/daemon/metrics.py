@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -65,6 +66,12 @@ class Metrics:
         )
         self.audio_bytes = Counter(
             "voiced_audio_bytes", "Bytes of audio received", registry=registry
+        )
+        self.audio_gaps = Counter(
+            "voiced_audio_gaps", "Stretches of audio that a source lost", registry=registry
+        )
+        self.audio_gap_s = Counter(
+            "voiced_audio_gap_seconds", "Audio that sources lost", registry=registry
         )
         self.segments = Counter(
             "voiced_segments", "Segments closed, by reason", ["reason"], registry=registry
@@ -164,6 +171,10 @@ class Metrics:
             "voiced_microphone_lost_frames": (
                 "Frames of the sound device that were lost, at its own rate",
                 lambda: status().lost_frames,
+            ),
+            "voiced_microphone_drift_ppm": (
+                "Millionths by which the sound device's clock is faster than ours; NaN: not known",
+                lambda: math.nan if (ppm := status().drift_ppm) is None else ppm,
             ),
             "voiced_microphone_silent": (
                 "1 while only digital zeros come: muted, or a dummy device",

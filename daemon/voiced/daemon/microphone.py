@@ -22,6 +22,7 @@ from voiced.audio.errors import MicrophoneError
 from voiced.audio.frames import StreamFormat
 from voiced.audio.sources.microphone import (
     Block,
+    Drift,
     Lost,
     LostBy,
     MicrophoneEvent,
@@ -36,6 +37,7 @@ _CROSSING_EVENTS = 8
 _LOG_EVERY_S = 60.0
 _SESSION_RETRY_S = 5.0
 _SOURCE_RETRY_S = 2.0
+_WRONG_RATE_PPM = 1_000
 
 
 class Source(Protocol):
@@ -94,6 +96,8 @@ class MicrophoneStatus:
     lost_frames: int = 0
     is_silent: bool = False
     """Only digital zeros come: muted, or a dummy device."""
+    drift_ppm: float | None = None
+    """Millionths by which the device's clock is faster than this machine's; None: not known yet."""
 
     def facts(self) -> dict[str, str | int | bool | None]:
         """The same as plain values, for `/readyz`."""
@@ -105,6 +109,7 @@ class MicrophoneStatus:
             "opened": self.opened,
             "lost_frames": self.lost_frames,
             "is_silent": self.is_silent,
+            "drift_ppm": None if self.drift_ppm is None else round(self.drift_ppm),
         }
 
 
@@ -263,6 +268,8 @@ class MicrophoneRunner:
                 self._on_unavailable(event)
             case SourceBroke():
                 self._on_broken(event.error)
+            case Drift():
+                self._on_drift(event.ppm)
             case Silent():
                 self._status = replace(self._status, is_silent=True)
                 logger.warning(
@@ -283,6 +290,7 @@ class MicrophoneRunner:
             audio=event.audio,
             opened=self._status.opened + 1,
             is_silent=False,
+            drift_ppm=None,
         )
         self._retry_at_ns = 0
         logger.info(
@@ -300,6 +308,21 @@ class MicrophoneRunner:
             reason=str(event.error),
         )
         self._complain(event.error)
+
+    def _on_drift(self, ppm: float) -> None:
+        if self._status.drift_ppm is None:
+            logger.info(
+                "microphone clock measured drift_ppm=%.0f device=%s", ppm, self._status.device
+            )
+        self._status = replace(self._status, drift_ppm=ppm)
+        if abs(ppm) > _WRONG_RATE_PPM:
+            # Crystals are off by tens of ppm: this is another sample rate, or sound that is lost.
+            self._complain(
+                MicrophoneError(
+                    f"device records {1e-4 * ppm:+.2f} % faster than its rate says, expected "
+                    f"within {1e-4 * _WRONG_RATE_PPM:g} %; set `microphone.rate_hz` to its own"
+                )
+            )
 
     def _on_broken(self, error: Exception) -> None:
         """Show and log a fault of ours in the source's thread."""

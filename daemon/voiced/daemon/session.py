@@ -35,6 +35,7 @@ from voiced.daemon.results import LastWords
 from voiced.daemon.segment_text import SegmentText
 from voiced.daemon.speculation import Speculation
 from voiced.daemon.wire import (
+    AudioGap,
     EagerFinal,
     Ended,
     Error,
@@ -188,6 +189,8 @@ class StreamSession:
         self._room = asyncio.Event()
         self._room.set()
         self._arrivals = Arrivals()
+        self._gap_start: int | None = None
+        """Where the loss began after which no sound has come yet."""
         self._segments = self._finals = self._failures = 0
         self._metrics.streams.inc()
         self._metrics.streams_open.inc()
@@ -241,8 +244,8 @@ class StreamSession:
     def lost(self, input_frames: int) -> None:
         """Note that the source lost audio, in frames (samples per channel) of its own rate.
 
-        A long loss closes the open segment now: sound may never return. Raises StreamBroken like
-        `feed`.
+        A long loss closes the open segment now: sound may never return. Losses with no sound in
+        between are one `audio_gap`. Raises StreamBroken like `feed`.
         """
         if not self.is_ending:
             self._advance(lambda: self._pass_over(input_frames))
@@ -302,6 +305,7 @@ class StreamSession:
 
     def _take(self, block: bytes) -> list[SegmentEvent]:
         """Let a block wait for those with which an event can come; that is never late for it."""
+        self._end_gap()
         received_sample = self._intake.hold(block)
         self._arrivals.note(received_sample, self._clock.monotonic_ns())
         if received_sample < self._front.decision_sample:
@@ -312,8 +316,23 @@ class StreamSession:
         return [] if frame is None else self._front.feed(frame)
 
     def _pass_over(self, input_frames: int) -> list[SegmentEvent]:
+        known = self._intake.lost_samples
         before = self._place(self._intake.lost(input_frames))
+        lost = self._intake.lost_samples - known
+        if lost and self._gap_start is None:
+            self._gap_start = self._intake.end_sample - lost
         return before + self._front.skip(self._intake.end_sample)
+
+    def _end_gap(self) -> None:
+        """Say where audio is missing, now that it is known how much."""
+        if self._gap_start is None:
+            return
+        start, end = self._gap_start, self._intake.end_sample
+        self._gap_start = None
+        start_ms, end_ms = samples_to_ms(start), samples_to_ms(end)
+        self._emit(AudioGap(stream=self.name, start_ms=start_ms, end_ms=end_ms))
+        self._metrics.audio_gaps.inc()
+        self._metrics.audio_gap_s.inc((end - start) / RATE_HZ)
 
     def _drain_front(self) -> list[SegmentEvent]:
         return self._place(self._intake.finish()) + self._front.finish()
@@ -626,6 +645,7 @@ class StreamSession:
             await asyncio.wait(self._guesses)
         for segment in self._last_words.owed:  # a fault of ours kept it from being asked
             self._settle_segment(segment, Failure(StreamBroken.code, "internal error"))
+        self._end_gap()
         lost_ms = samples_to_ms(self._intake.lost_samples)
         audio_ms = samples_to_ms(self._intake.end_sample)
         self._emit(

@@ -200,6 +200,15 @@ class Failed(
     message: str
 
 
+class AudioGap(
+    Message, tag_field="type", tag="audio_gap", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Audio was lost here; sent when there is sound again, or the stream ends."""
+
+    start_ms: int
+    end_ms: int
+
+
 class Ended(Message, tag_field="type", tag="ended", frozen=True, kw_only=True, omit_defaults=True):
     """The stream is over; nothing follows."""
 
@@ -244,6 +253,7 @@ ServerMessage = (
     | SpeechEnded
     | Final
     | Failed
+    | AudioGap
     | Ended
     | Error
     | Intent

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from voiced.audio.clock import Clock, SystemClock
+from voiced.audio.drift import DriftMeter
 from voiced.audio.errors import DeviceLost, MicrophoneError
 from voiced.audio.frames import StreamFormat
 from voiced.audio.sources.portaudio import (
@@ -27,6 +28,7 @@ from voiced.audio.sources.portaudio import (
 
 __all__ = [
     "Block",
+    "Drift",
     "InputDevice",
     "LossLedger",
     "Lost",
@@ -94,7 +96,15 @@ class Silent:
     duration_s: float
 
 
-MicrophoneEvent = Opened | Block | Lost | Unavailable | Silent
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How fast the device's clock runs, measured since it was opened; every few seconds."""
+
+    ppm: float
+    """Millionths by which it is faster than this machine's."""
+
+
+MicrophoneEvent = Opened | Block | Lost | Unavailable | Silent | Drift
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +289,7 @@ class Microphone:
         timeout_s = max(self._recovery.first_block_s, watchdog_s)
         frame_bytes = 2 * capture.audio.channels
         zeros = ZeroRun(capture.audio.rate_hz, self._recovery.silent_s)
+        drift = DriftMeter(capture.audio.rate_hz)
         has_recorded = False
         while True:
             block = capture.blocks.get(timeout_s=timeout_s)
@@ -299,6 +310,11 @@ class Microphone:
             yield Block(block.pcm)
             if zeros.is_reached(block.pcm, frames):
                 yield Silent(self._recovery.silent_s)
+            if block.overflowed:  # nobody knows how many frames are missing: begin anew
+                drift = DriftMeter(capture.audio.rate_hz)
+            is_news = drift.note(block.first_frame + frames, block.arrived_ns)
+            if is_news and (ppm := drift.ppm) is not None:
+                yield Drift(ppm)
 
     def _wait(
         self, timeout_s: float, call: Detached[Capture] | Detached[None] | None = None

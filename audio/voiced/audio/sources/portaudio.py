@@ -7,6 +7,7 @@ that may is made in a thread of its own that the caller can stop waiting for (`D
 from __future__ import annotations
 
 import atexit
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,10 @@ T = TypeVar("T")
 _INVALID_CHANNELS = -9998
 _INVALID_RATE = -9997
 _DEVICE_UNAVAILABLE = -9985
+
+
+_CARD = re.compile(r"\s*\(hw:\d+,\d+\)$")
+"""How PortAudio ends the names of ALSA's devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,8 @@ def _devices(sd: Any) -> tuple[InputDevice, ...]:
 def find_device(wanted: str | int | None, devices: Sequence[InputDevice]) -> InputDevice:
     """Look a setting up: a number, a name, a part of only one name, or None for the default.
 
+    ALSA's card number is no part of the name: a device that is plugged in again may get another.
+
     Raises:
         DeviceNotFound: Nothing matches, or more than one device.
     """
@@ -115,6 +122,9 @@ def find_device(wanted: str | int | None, devices: Sequence[InputDevice]) -> Inp
         folded = wanted.casefold()
         found = [device for device in devices if device.name.casefold() == folded]
         found = found or [device for device in devices if folded in device.name.casefold()]
+        stem = _CARD.sub("", folded)
+        if not found and stem != folded:
+            found = [d for d in devices if _CARD.sub("", d.name.casefold()) == stem]
     if not found:
         raise DeviceNotFound(wanted, names)
     if len({device.name for device in found}) > 1:

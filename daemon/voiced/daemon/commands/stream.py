@@ -171,6 +171,9 @@ def to_text(message: wire.ServerMessage, received_ms: float, lag_ms: float | Non
             )
         case wire.Failed():
             return f"{at}  failed  #{message.segment}  {message.code}: {message.message}"
+        case wire.AudioGap():
+            span = f"{message.start_ms / 1000:.2f}-{message.end_ms / 1000:.2f} s"
+            return f"{at}  audio lost  {span}"
         case wire.Ended():
             lost = f", {message.lost_ms} ms lost" if message.lost_ms else ""
             return (
