@@ -88,6 +88,33 @@ def test_an_utterance_is_timed_from_the_true_end_of_its_speech() -> None:
     assert outcome.segments == 1
 
 
+def test_a_final_offered_early_counts_until_it_is_taken_back() -> None:
+    def offer(at_s: float) -> None:
+        message = wire.EagerFinal(
+            stream="s",
+            segment=1,
+            revision=1,
+            text="turn on the lamp",
+            language="en",
+            confidence=1.0,
+            start_ms=800,
+            end_ms=2_700,
+        )
+        talk.hearing.take(message, 100 + at_s)
+
+    for is_kept in (True, False):
+        talk = Talk(("lamp", 1.0), judge=judge())
+        talk.started(1.5, 1, 0.8)
+        offer(2.5)
+        talk.hearing.take(wire.Resumed(stream="s", segment=1), 102.6)
+        if is_kept:
+            offer(3.0)
+        talk.final(3.5, 1, "turn on the lamp", (0.8, 3.2))
+        (outcome,) = talk.hearing.close()
+        assert outcome.eager_ms == (pytest.approx(250) if is_kept else None)
+        assert outcome.on_screen_ms == pytest.approx(-250)
+
+
 def test_it_is_settled_by_the_answer_to_a_later_one_and_forgotten() -> None:
     talk = Talk(("lamp", 1.0), ("door", 5.0), judge=judge())
     talk.started(1.5, 1, 0.8)

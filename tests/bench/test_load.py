@@ -79,6 +79,7 @@ def outcome(**fields: Any) -> Outcome:
         "ended_ms": 640.0,
         "after_ended_ms": 160.0,
         "first_partial_ms": None,
+        "eager_ms": None,
         "on_screen_ms": 100.0,
         "text": "turn on the lamp",
         "segments": 1,

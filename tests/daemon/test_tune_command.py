@@ -27,7 +27,21 @@ def played(plan: LoadPlan, capacity: float) -> LoadResult:
     tally = Tally()
     for number in range(plan.streams):
         tally.add(
-            Outcome(number, "a", "en", 1.0, Fate.RIGHT, delay_ms, 600.0, 100.0, None, None, "a", 1)
+            Outcome(
+                stream=number,
+                clip="a",
+                language="en",
+                spoken_s=1.0,
+                fate=Fate.RIGHT,
+                final_ms=delay_ms,
+                ended_ms=600.0,
+                after_ended_ms=100.0,
+                first_partial_ms=None,
+                eager_ms=None,
+                on_screen_ms=None,
+                text="a",
+                segments=1,
+            )
         )
     return sum_up(
         streams=plan.streams,

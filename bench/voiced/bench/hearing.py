@@ -55,6 +55,8 @@ class Outcome:
     """`speech_ended` → final."""
     first_partial_ms: float | None
     """Start of speech → first partial with text."""
+    eager_ms: float | None
+    """End of speech → the `eager_final` that was not taken back, where such were asked for."""
     on_screen_ms: float | None
     """End of speech → a text as good as the final is shown at all, as a partial or as the final;
     negative before the speaker ends. Of utterances that came right only."""
@@ -140,6 +142,7 @@ class _Segment:
     text: str = ""
     is_failed: bool = False
     first_partial_s: float | None = None
+    eager_s: float | None = None
     partials: tuple[tuple[float, str], ...] = ()
     """The newest, with the time of their arrival."""
 
@@ -177,6 +180,14 @@ class Hearing:
                         segment.first_partial_s = now_s
                     kept = (*segment.partials, (now_s, message.text))
                     segment.partials = kept[-_KEPT_PARTIALS:]
+            case wire.EagerFinal():
+                if segment := self._find(message.segment):
+                    segment.eager_s = now_s
+                    kept = (*segment.partials, (now_s, message.text))
+                    segment.partials = kept[-_KEPT_PARTIALS:]
+            case wire.Resumed():
+                if segment := self._find(message.segment):
+                    segment.eager_s = None
             case wire.SpeechEnded():
                 if segment := self._find(message.segment):
                     segment.ended_s, segment.end = now_s, _sample(message.end_ms)
@@ -242,6 +253,7 @@ class Hearing:
             ended_ms=_ms(end_s, ended_s),
             after_ended_ms=_ms(ended_s, final_s),
             first_partial_ms=_ms(self._begin_s + placed.speech_start / RATE_HZ, partial_s),
+            eager_ms=_ms(end_s, last.eager_s if last else None),
             on_screen_ms=_ms(end_s, self._on_screen_s(placed, mine, text, is_shared=is_shared)),
             text=text,
             segments=len(mine),

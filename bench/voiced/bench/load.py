@@ -51,6 +51,8 @@ class LoadPlan:
     streams: int
     seconds: float = 60.0
     partials: bool = True
+    eager: bool = False
+    """Ask for `eager_final` too."""
     message_ms: int = MESSAGE_MS
     hang_over_ms: float = 600.0
     """Silence after which the server ends a segment; only subtracted."""
@@ -167,6 +169,7 @@ class LoadRun:
                     stream=name,
                     language=language,
                     partials=self._plan.partials,
+                    eager=self._plan.eager,
                 )
                 await connection.send(wire.encode(start).decode())
                 code = await self._converse(connection, number, dialogue, begin_s, ledger)

@@ -43,6 +43,7 @@ class Tally:
                 "ended_ms",
                 "after_ended_ms",
                 "first_partial_ms",
+                "eager_ms",
                 "on_screen_ms",
             )
         }
@@ -140,6 +141,8 @@ class LoadResult:
     after_ended_ms: Spread
     """`speech_ended` → final."""
     first_partial_ms: Spread
+    eager_ms: Spread
+    """End of speech → the `eager_final` that held."""
     on_screen_ms: Spread
     queue_age_ms: Spread
     most_queued: float
@@ -228,6 +231,7 @@ def sum_up(
         wait_ms=spread(tally.column("ended_ms")),
         after_ended_ms=spread(tally.column("after_ended_ms")),
         first_partial_ms=spread(tally.column("first_partial_ms")),
+        eager_ms=spread(tally.column("eager_ms")),
         on_screen_ms=spread(tally.column("on_screen_ms")),
         queue_age_ms=spread([1000 * value for value in samples.queue_age_s.values]),
         most_queued=max(samples.queued_finals.values, default=0.0),
@@ -303,6 +307,7 @@ def _partials(results: Sequence[LoadResult]) -> Table:
             _streams(r),
             *_three(r.first_partial_ms),
             *(_number(v) for v in (r.on_screen_ms.p50, r.on_screen_ms.p95)),
+            *(_number(v) for v in (r.eager_ms.p50, r.eager_ms.p95)),
             str(r.books.partials),
             f"{r.partials_dropped:.0f}",
             *_three(r.queue_age_ms),
@@ -316,6 +321,7 @@ def _partials(results: Sequence[LoadResult]) -> Table:
             "streams",
             *("first p50", "p95", "p99"),
             *("on screen p50", "p95"),
+            *("eager p50", "p95"),
             *("partials", "dropped"),
             *("queue age p50", "p95", "p99"),
             "most queued",
@@ -325,6 +331,7 @@ def _partials(results: Sequence[LoadResult]) -> Table:
             "first: true start of speech → first partial with text",
             "on screen: true end of speech → text as good as the final is shown at all; negative: "
             "before the end",
+            "eager: true end of speech → the eager_final that was not taken back (--eager)",
             "queue age: oldest final waiting in the server, looked at every 2 s",
         ),
     )

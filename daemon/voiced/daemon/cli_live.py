@@ -84,6 +84,7 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         ] = None,
         seconds: Annotated[float, typer.Option(help="Length of a run.", min=5)] = 60.0,
         partials: Partials = True,
+        eager: Annotated[bool, typer.Option("--eager", help="Ask for early finals too.")] = False,
         message_ms: Annotated[
             int, typer.Option(help="Sound in one message, ms.", min=5, max=1000)
         ] = 50,
@@ -113,6 +114,7 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
                 streams=streams or [4],
                 seconds=seconds,
                 partials=partials,
+                eager=eager,
                 message_ms=message_ms,
                 seed=seed,
                 clips=clips,
