@@ -14,10 +14,10 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from voiced.audio.frames import RATE_HZ
 from voiced.bench.dialogue import Dialogue, Spoken, choose, dialogues, prepare
@@ -68,6 +68,8 @@ class Target:
     """None: the bus is not compared."""
     pids: Callable[[], Sequence[int]]
     """Its processes now; empty where they are not known."""
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """What connections are opened with besides: `additional_headers`, `ssl`."""
 
     @property
     def metrics_url(self) -> str:
@@ -114,7 +116,12 @@ class LoadRun:
         async with contextlib.AsyncExitStack() as stack:
             reader = await self._join_bus(stack)
             begin_s = time.monotonic() + _LEAD_S
-            sampler = Sampler(self._target.pids, metrics_url=self._target.metrics_url)
+            sampler = Sampler(
+                self._target.pids,
+                metrics_url=self._target.metrics_url,
+                headers=self._target.options.get("additional_headers"),
+                context=self._target.options.get("ssl"),
+            )
             watching = asyncio.create_task(sampler.run(begin_s))
             ticking = asyncio.create_task(self._tick(begin_s, advance))
             try:
@@ -161,8 +168,9 @@ class LoadRun:
         # Blocks of all streams are spread over the length of one.
         begin_s += number / self._plan.streams * self._plan.message_ms / 1000
         ledger = StreamLedger(name)
+        options = {**self._target.options, "compression": None, "max_size": None}
         try:
-            async with connect(self._target.url, compression=None, max_size=None) as connection:
+            async with connect(self._target.url, **options) as connection:
                 start = wire.Start(
                     v=1,
                     audio=wire.AudioParams(),

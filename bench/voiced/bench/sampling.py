@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import ssl
 import time
 import urllib.request
 from array import array
@@ -70,6 +71,8 @@ class Sampler:
         pids: Callable[[], Sequence[int]],
         *,
         metrics_url: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        context: ssl.SSLContext | None = None,
         own: bool = True,
     ) -> None:
         """Prepare; nothing runs yet.
@@ -77,9 +80,12 @@ class Sampler:
         Args:
             pids: The server's processes now, the main one first.
             metrics_url: Where its metrics are; None: it has none.
+            headers: What its pages are asked with.
+            context: How a server with TLS is trusted.
             own: Watch this process's memory too, as `client`.
         """
         self._pids, self._metrics_url, self._own = pids, metrics_url, own
+        self._headers, self._context = dict(headers or {}), context
         self._cpu: dict[int, float] = {}
         self._begun: dict[int, float] = {}
         self._names: dict[int, str] = {}
@@ -112,7 +118,9 @@ class Sampler:
         """Read the server's metrics; empty where it does not answer."""
         if self._metrics_url is None:
             return {}
-        return await asyncio.to_thread(read_metrics, self._metrics_url)
+        return await asyncio.to_thread(
+            read_metrics, self._metrics_url, self._headers, self._context
+        )
 
     async def finish(self) -> Samples:
         """Sum up after `run` was cancelled."""
@@ -163,11 +171,16 @@ def parse_metrics(text: str) -> dict[str, float]:
     return found
 
 
-def read_metrics(url: str) -> dict[str, float]:
-    """Get and read metrics; empty where the server does not answer."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def read_metrics(
+    url: str, headers: Mapping[str, str] | None = None, context: ssl.SSLContext | None = None
+) -> dict[str, float]:
+    """Get and read metrics; empty where the server does not answer or does not let us in."""
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    )
+    request = urllib.request.Request(url, headers=dict(headers or {}))
     try:
-        with opener.open(url, timeout=_TIMEOUT_S) as response:
+        with opener.open(request, timeout=_TIMEOUT_S) as response:
             return parse_metrics(response.read().decode())
     except OSError:
         return {}

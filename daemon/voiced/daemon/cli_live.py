@@ -21,6 +21,14 @@ Bus = Annotated[str | None, typer.Option("--bus", help="Bus of that daemon.", me
 Pid = Annotated[
     int | None, typer.Option("--pid", help="Process of that daemon, for CPU and memory.")
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help="File with the token it asks for.", metavar="FILE"),
+]
+Authority = Annotated[
+    Path | None,
+    typer.Option("--authority", help="PEM file with what signed its certificate.", metavar="FILE"),
+]
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -94,6 +102,8 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         url: Url = None,
         bus: Bus = None,
         pid: Pid = None,
+        token_file: TokenFile = None,
+        authority: Authority = None,
         config: Config = None,
         assignments: With = None,
         model: Model = None,
@@ -110,7 +120,9 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
 
         done(
             load(
-                served=_served(url, bus, pid, config, assignments, model, backend),
+                served=_served(
+                    config, assignments, model, backend, url, bus, pid, token_file, authority
+                ),
                 streams=streams or [4],
                 seconds=seconds,
                 partials=partials,
@@ -134,6 +146,8 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         url: Url = None,
         bus: Bus = None,
         pid: Pid = None,
+        token_file: TokenFile = None,
+        authority: Authority = None,
         config: Config = None,
         assignments: With = None,
         model: Model = None,
@@ -150,7 +164,9 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
 
         done(
             soak(
-                served=_served(url, bus, pid, config, assignments, model, backend),
+                served=_served(
+                    config, assignments, model, backend, url, bus, pid, token_file, authority
+                ),
                 streams=streams,
                 minutes=minutes,
                 partials=partials,
@@ -202,7 +218,7 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
 
         done(
             tune(
-                served=_served(None, None, None, config, assignments, model, backend),
+                served=_served(config, assignments, model, backend),
                 target_ms=target_ms,
                 most=most,
                 quick=quick,
@@ -221,13 +237,15 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
 
 
 def _served(
-    url: str | None,
-    bus: str | None,
-    pid: int | None,
     config: Path | None,
     assignments: list[str] | None,
     model: str | None,
     backend: str | None,
+    url: str | None = None,
+    bus: str | None = None,
+    pid: int | None = None,
+    token_file: Path | None = None,
+    authority: Path | None = None,
 ) -> Served:
     from voiced.daemon.commands.live import Served
 
@@ -235,6 +253,8 @@ def _served(
         url=url,
         bus=bus,
         pid=pid,
+        token_file=token_file,
+        authority=authority,
         model=model,
         backend=backend,
         config=config,

@@ -37,6 +37,10 @@ class Served:
     """Of the running daemon."""
     pid: int | None = None
     """Of the running daemon, for CPU and memory."""
+    token_file: Path | None = None
+    """What the running daemon asks for."""
+    authority: Path | None = None
+    """PEM file with what signed the running daemon's certificate."""
     model: str | None = None
     backend: str | None = None
     config: Path | None = None
@@ -82,6 +86,13 @@ class Served:
         """Silence that ends a segment."""
         return float(self.settings().get("vad.end_ms", VadSettings().end_ms))
 
+    def _options(self, url: str) -> Mapping[str, Any]:
+        from voiced.daemon.commands.keys import read_token
+        from voiced.daemon.commands.stream import Target as Way
+
+        token = None if self.token_file is None else read_token(self.token_file)
+        return Way(url, token, self.authority).options()
+
     @contextlib.contextmanager
     def target(self, extra: Mapping[str, Any] | None = None) -> Iterator[Target]:
         """The running daemon, or one of our own with settings on top.
@@ -94,7 +105,8 @@ class Served:
 
             pid = self.pid
             known = None if pid is None else ChildDaemon(pid, self.url, self.bus or "", 0.0)
-            yield Target(self.url, self.bus, (lambda: ()) if known is None else known.family)
+            pids = (lambda: ()) if known is None else known.family
+            yield Target(self.url, self.bus, pids, self._options(self.url))
             return
         with child_daemon(*self.arguments(extra)) as daemon:
             yield Target(daemon.url, daemon.bus, daemon.family)
