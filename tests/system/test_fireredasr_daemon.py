@@ -135,3 +135,15 @@ def test_a_file_can_be_streamed_at_the_speed_of_speech(daemon: Daemon, tmp_path:
     spoken = [m["text"] for m in finals(asyncio.run(say(daemon, pcm)))]
     streamed = voiced("stream", str(wav(tmp_path / "s.wav", pcm)), "--json", "--url", daemon.url)
     assert [m["text"] for m in streamed if m["type"] == "final"] == spoken != []
+
+
+def test_a_text_step_that_is_missing_ends_the_start_with_its_name(
+    bundle: Path, tmp_path: Path
+) -> None:
+    steps = "engine.fireredasr.text_steps=dots"
+    daemon = launch(tmp_path, "--model", str(bundle), "--set", "vad.kind=webrtc", "--set", steps)
+    try:
+        assert daemon.wait_exit() == 1
+    finally:
+        daemon.kill()
+    assert daemon.log.splitlines()[-1].startswith("voiced: no text step 'dots'; expected one of ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,8 +19,9 @@ from voiced.engine.errors import EngineError, SegmentTooLong, UnknownLanguage
 from voiced.engine.families.ctc import greedy
 from voiced.engine.families.fireredasr_graphs import Loan
 from voiced.engine.families.fireredasr_model import FireRedModel
+from voiced.engine.families.fireredasr_options import FireRedOptions
 from voiced.engine.families.fireredasr_search import FireRedHypothesis
-from voiced.engine.families.fireredasr_text import Casing, Writing, language_of
+from voiced.engine.families.fireredasr_text import Writing, language_of
 from voiced.engine.families.fireredasr_words import TimedToken, timed_words
 from voiced.engine.split import split_quietly
 from voiced.engine.text import load_policy
@@ -42,41 +43,6 @@ LANGUAGES = ("zh", "en")
 
 _BATCH_FRAMES = 100
 """Gears within so many feature frames (1 s) are batched."""
-
-
-@dataclass(frozen=True, slots=True)
-class FireRedOptions:
-    """`EngineConfig.options` of the family; a key begins with `fireredasr.`."""
-
-    casing: Casing = Casing.MODEL
-    spaces: bool = True
-    steps: tuple[str, ...] = ()
-    eos_penalty: float | None = None
-    """None: the bundle's."""
-    length_penalty: float | None = None
-    partials: str = "ctc"
-    """`ctc` reads partials off the CTC head where there is one; `beam` decodes them greedily."""
-
-    @classmethod
-    def of(cls, options: Mapping[str, str]) -> FireRedOptions:
-        """Read what the settings gave; other keys are somebody else's."""
-        own = {
-            key.removeprefix("fireredasr."): value
-            for key, value in options.items()
-            if key.startswith("fireredasr.")
-        }
-
-        def number(key: str) -> float | None:
-            return float(own[key]) if own.get(key) else None
-
-        return cls(
-            casing=Casing(own.get("casing", Casing.MODEL)),
-            spaces=own.get("spaces", "1") == "1",
-            steps=tuple(filter(None, own.get("text_steps", "").split(","))),
-            eos_penalty=number("eos_penalty"),
-            length_penalty=number("length_penalty"),
-            partials=own.get("partials", "ctc"),
-        )
 
 
 @dataclass(frozen=True, slots=True)
