@@ -16,14 +16,13 @@ from websockets.http11 import Request, Response
 
 from voiced.audio.errors import MediaError
 from voiced.daemon import wire
-from voiced.daemon.commands.stream import (
+from voiced.daemon.commands.stream import stream, to_text
+from voiced.daemon.commands.talk import (
     FRAME_BYTES,
     FRAME_MS,
     ServerUnreachable,
     StreamEndedEarly,
     Timeline,
-    stream,
-    to_text,
 )
 
 FRAMES = 5

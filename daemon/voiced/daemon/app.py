@@ -515,6 +515,7 @@ def server_options(settings: Settings) -> ServerOptions:
         allowed_origins=server.allowed_origins,
         open_timeout_s=server.handshake_timeout_s,
         keepalive_s=server.keepalive_s,
+        resume_s=settings.limits.resume_s,
         max_connections_per_address=settings.limits.client.connections,
         # Health checks, and clients on their way in and out, beside the streams.
         max_connections=server.max_streams + 64,

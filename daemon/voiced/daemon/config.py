@@ -39,6 +39,7 @@ OTHER_VARIABLES = frozenset(
         "VOICED_REQUIRE_DEVICE",
         "VOICED_REQUIRE_MODEL",
         "VOICED_REQUIRE_MSLITE",
+        "VOICED_REQUIRE_NETNS",
         "VOICED_TEST_DATA",
     }
 )
@@ -345,6 +346,12 @@ class LimitsSettings(_Section):
         gt=0,
         le=3_600,
         description="New streams are refused while a final has been waiting longer than this.",
+    )
+    resume_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="How long a resumable stream waits for a client whose connection was lost.",
     )
     ready_timeout_s: float = Field(
         default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."

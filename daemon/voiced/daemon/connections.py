@@ -83,7 +83,7 @@ class Connections:
         """Count a new connection; cut one where there are too many."""
         tcp = transport.get_extra_info("socket")
         if tcp is not None:
-            _find_dead_peers(tcp, self._keepalive_s)
+            find_dead_peers(tcp, self._keepalive_s)
         self._open[gate] = None
         if gate.address:
             self._addresses[gate.address] += 1
@@ -256,7 +256,7 @@ def is_unix(transport: asyncio.Transport) -> bool:
     return found is not None and found.family == socket.AF_UNIX
 
 
-def _find_dead_peers(tcp: socket.socket, keepalive_s: float) -> None:
+def find_dead_peers(tcp: socket.socket, keepalive_s: float) -> None:
     """Let the kernel probe a quiet peer, and give up one that acknowledges nothing.
 
     The library's own pings cannot: a pong waits behind audio that is not read yet, so a client

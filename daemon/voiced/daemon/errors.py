@@ -6,6 +6,7 @@ DaemonError             base; `code` is stable and goes on the wire
 │   ├── TooManyStreams      busy: the daemon carries as many streams as it is allowed to
 │   ├── TooManyOfClient     client_limit: this client has as many streams as it may
 │   ├── Overloaded          busy: finals wait for too long already
+│   ├── ResumeRefused       resume_refused: the stream cannot go on, or not for this client
 │   ├── NotReady            not_ready: the engine is still loading or being replaced
 │   ├── UnknownLanguage     unknown_language: the bundle cannot recognise it
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
@@ -103,6 +104,19 @@ class Overloaded(StreamRefused):
             f"engine is behind: {self.queued} finals wait, the oldest for {self.oldest_s:.1f} s; "
             f"try again in {self.retry_after_ms} ms"
         )
+
+
+class ResumeRefused(StreamRefused):
+    """The stream cannot go on from there, or not for this client."""
+
+    code = "resume_refused"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stream cannot be resumed: {self.reason}; open a new one with `start`"
 
 
 class NotReady(StreamRefused):

@@ -93,7 +93,9 @@ class Client:
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.streams = 0
-        """Open now."""
+        """Connections with a stream now."""
+        self.resumable = 0
+        """Streams that may outlive their connection: each may have a second one for a moment."""
         self.max_streams = limits.streams
         self.meter = Meter(
             now_s,

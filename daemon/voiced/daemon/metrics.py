@@ -29,6 +29,11 @@ class Metrics:
             "voiced_streams_open", "Streams that are open now", registry=registry
         )
         self.streams = Counter("voiced_streams", "Streams opened", registry=registry)
+        self.streams_resumed = Counter(
+            "voiced_streams_resumed",
+            "Times a client came back to its stream",
+            registry=registry,
+        )
         self.streams_refused = Counter(
             "voiced_streams_refused", "Streams not opened, by code", ["code"], registry=registry
         )

@@ -33,6 +33,8 @@ class ServerOptions:
     """From the upgrade to `start`."""
     idle_timeout_s: float = 60.0
     """Longest silence on the wire after `start`; audio of silence counts as sound here."""
+    resume_s: float = 30.0
+    """How long a resumable stream waits for a client whose connection was lost."""
     send_timeout_s: float = 20.0
     """Longest that one message may wait for the client to read."""
     outbox_bytes: int = 1 << 20

@@ -15,7 +15,7 @@ from websockets.http11 import Request, Response
 
 from voiced.daemon.access import Access, Denied
 from voiced.daemon.connections import Connection, remote_address
-from voiced.daemon.errors import Overloaded, TooManyOfClient, TooManyStreams
+from voiced.daemon.errors import Overloaded, ShuttingDown, TooManyOfClient, TooManyStreams
 from voiced.daemon.limits import Client, Clients
 from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.microphone import MicrophoneStatus
@@ -42,16 +42,20 @@ class Routes:
         clients: Clients,
         allowed_origins: tuple[str, ...] = (),
         is_full: Callable[[], bool] = lambda: False,
+        may_resume: Callable[[], bool] = lambda: False,
         microphone: Callable[[], MicrophoneStatus] | None = None,
     ) -> None:
         """Keep what is asked about.
 
         Args:
             is_full: Whether as many WebSockets are open as there may be streams.
+            may_resume: Whether a stream waits for a client to come back: it must get in then,
+                however full the daemon is and whatever the engine does.
             microphone: How that is doing, for `/readyz`.
         """
         self._streams, self._access, self._clients = streams, access, clients
         self._allowed_origins, self._is_full = allowed_origins, is_full
+        self._may_resume = may_resume
         self._microphone = microphone
         self._metrics = streams.metrics
 
@@ -127,8 +131,10 @@ class Routes:
         refusal = self._streams.refusal() if path == STREAM_PATH else None
         if refusal is None and self._is_full():
             refusal = TooManyStreams(self._streams.max_streams)
-        if refusal is None and client is not None and client.streams >= client.max_streams:
-            refusal = TooManyOfClient(client.max_streams)
+        if refusal is not None and self._may_resume() and not isinstance(refusal, ShuttingDown):
+            refusal = None  # `start` is refused all the same
+        if client is not None and client.streams >= client.max_streams + client.resumable:
+            refusal = refusal or TooManyOfClient(client.max_streams)
         if refusal is None:
             return None
         self._metrics.streams_refused.labels(code=refusal.code).inc()

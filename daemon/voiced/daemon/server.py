@@ -25,6 +25,7 @@ from voiced.daemon.limits import Clients
 from voiced.daemon.listening import bind_unix, describe
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.options import ServerOptions
+from voiced.daemon.parking import Parking
 from voiced.daemon.routes import EVENTS_PATH, Routes
 from voiced.daemon.stream_client import StreamClient
 from voiced.daemon.streams import Streams
@@ -81,12 +82,14 @@ class Server:
             tls=tls,
             on_refused=lambda reason: self._metrics.connections_cut.labels(reason=reason).inc(),
         )
+        self._parking = Parking(settings.resume_s)
         self._routes = Routes(
             streams,
             access=self._access,
             clients=self._limits,
             allowed_origins=settings.allowed_origins,
             is_full=lambda: len(self._clients) >= streams.max_streams,
+            may_resume=lambda: len(self._parking) > 0,
             microphone=microphone,
         )
         self._listeners: list[WebSocketServer] = []
@@ -183,6 +186,7 @@ class Server:
         fails with `shutting_down`. Health and metrics are served on.
         """
         self._streams.refuse()
+        await self._parking.close()
         clients = list(self._clients)
         await asyncio.gather(
             self._streams.drain(deadline_s=deadline_s),
@@ -223,7 +227,9 @@ class Server:
             client = EventsClient(connection, self._settings, self._events)
         else:
             everybody = self._limits.everybody(time.monotonic())
-            client = StreamClient(connection, self._settings, self._streams, everybody)
+            client = StreamClient(
+                connection, self._settings, self._streams, everybody, self._parking
+            )
         self._clients.add(client)
         if connection.client is not None:
             connection.client.streams += 1

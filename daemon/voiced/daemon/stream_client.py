@@ -13,14 +13,22 @@ from voiced.audio.errors import AudioError
 from voiced.audio.pcm import frame_bytes
 from voiced.daemon.chain import stream_format
 from voiced.daemon.connections import Connection
-from voiced.daemon.errors import DaemonError, SlowClient, StreamBroken, StreamRefused
+from voiced.daemon.errors import (
+    DaemonError,
+    SlowClient,
+    StreamBroken,
+    StreamRefused,
+    TooManyOfClient,
+)
 from voiced.daemon.limits import Meter, Toll
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.outbox import Outbox
+from voiced.daemon.parking import Parking, Place
+from voiced.daemon.resume import ResumePoint
 from voiced.daemon.session import StreamSession
 from voiced.daemon.stream_protocol import Action, Audio, Code, StreamProtocol, Violation
 from voiced.daemon.streams import Streams
-from voiced.daemon.wire import Cancel, Error, Flush, Start, Stop
+from voiced.daemon.wire import Cancel, Error, Flush, Resume, ServerMessage, Start, Stop
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +59,16 @@ class StreamClient:
         settings: ServerOptions,
         streams: Streams,
         everybody: Meter,
+        parking: Parking,
     ) -> None:
         self.connection, self._settings, self._streams = connection, settings, streams
+        self._parking = parking
+        self._place: Place | None = None
+        """Where the stream is kept while it may outlive this connection."""
+        self._may_return = False
+        """The connection was lost, not the stream."""
+        self._must_end = False
+        """The stream is not to go on, whatever becomes of the connection."""
         own = [] if connection.client is None else [connection.client.meter]
         self._meters = [meter for meter in (*own, everybody) if not meter.is_unlimited]
         self._audio_bytes_per_s = float("inf")
@@ -68,18 +84,35 @@ class StreamClient:
         try:
             await self._converse()
             await self._say_goodbye(CloseCode.NORMAL_CLOSURE)
+            self._may_return = self.connection.protocol.close_rcvd is None
         except ConnectionClosed as closed:
-            if closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG:
+            is_too_big = closed.sent is not None and closed.sent.code == CloseCode.MESSAGE_TOO_BIG
+            if is_too_big:
                 self._streams.metrics.client_errors.labels(code=Code.TOO_LARGE).inc()
+            is_goodbye = closed.rcvd is not None and closed.rcvd.code == CloseCode.NORMAL_CLOSURE
+            self._may_return = not is_goodbye and not is_too_big
         except (_ProtocolViolation, AudioError, DaemonError) as error:
             await self._refuse(error)
         finally:
             self.outbox.close()
             dropped = self._streams.metrics.partials_dropped.labels(reason="replaced")
             dropped.inc(self.outbox.replaced)
-            if self._session is not None:
-                await self._session.abort()
+            await self._leave()
             await asyncio.wait({self._sender})
+
+    async def _leave(self) -> None:
+        """Let go of the stream: it waits for its client, goes on elsewhere, or ends."""
+        if self._session is None:
+            return
+        if self._place is not None:
+            if self._place.carrier is not self:
+                return
+            if self._may_return and not self._must_end and not self._streams.is_draining:
+                self._parking.park(self._place)
+                return
+            self._place.carrier = None
+            self._parking.remove(self._place)
+        await self._session.abort()
 
     async def drain(self) -> None:
         """The daemon stops: finish the stream, if any, and close with 1001."""
@@ -90,6 +123,17 @@ class StreamClient:
     async def expel(self, code: str, message: str) -> None:
         """Its right to be here is over: say so and close; what it said is answered on the bus."""
         await self._refuse(_ProtocolViolation(code, message))
+
+    # ---- as the carrier of a resumable stream -----------------------------------------------
+
+    def put(self, message: ServerMessage) -> None:
+        """Send a message to the client."""
+        self.outbox.put(message)
+
+    def supersede(self) -> None:
+        """The client has come back by another connection: cut this one, which is dead."""
+        self.outbox.close()
+        self.connection.transport.abort()
 
     # ---- in --------------------------------------------------------------------------------
 
@@ -109,7 +153,7 @@ class StreamClient:
                         await asyncio.sleep(wait_s)
                     action = self._protocol.receive(data)
                     if isinstance(action, Audio) and not self._stream.is_full:
-                        await self._stream.feed(action.data)
+                        await self._feed(action.data)
                     else:
                         idle.reschedule(None)  # waiting for us is no fault of the client
                         if await self._act(action):
@@ -148,13 +192,15 @@ class StreamClient:
 
     async def _act(self, action: Action | None) -> bool:
         """Do what the client asked for; return whether the stream is over."""
+        if self._place is not None and self._place.carrier is not self:
+            return True  # it goes on elsewhere: what was still on its way here is sent again there
         match action:
             case Start() as start:
-                self._session = self._streams.open(start, send=self.outbox.put)
-                frame = frame_bytes(stream_format(start.audio))
-                self._audio_bytes_per_s = float(frame * start.audio.rate_hz)
+                self._start(start)
+            case Resume() as request:
+                await self._resume(request)
             case Audio(data):
-                await self._stream.feed(data)
+                await self._feed(data)
             case Flush():
                 self._stream.flush()
             case Stop():
@@ -166,6 +212,44 @@ class StreamClient:
             case Violation(code, message):
                 raise _ProtocolViolation(code, message)
         return False
+
+    def _start(self, start: Start) -> None:
+        client = self.connection.client
+        if client is not None and client.streams > client.max_streams:
+            raise TooManyOfClient(client.max_streams)
+        frame, rate_hz = frame_bytes(stream_format(start.audio)), start.audio.rate_hz
+        self._audio_bytes_per_s = float(frame * rate_hz)
+        if not start.resume:
+            self._session = self._streams.open(start, send=self.outbox.put)
+            return
+        point = ResumePoint(
+            owner=self.connection.grant.name,
+            frame_bytes=frame,
+            rate_hz=rate_hz,
+            resume_ms=round(self._parking.resume_s * 1000),
+        )
+        place = Place(point, client)
+        place.carrier = self
+        self._session = place.session = self._streams.open(start, send=place.send)
+        self._place = place
+        self._parking.add(place)
+
+    async def _resume(self, request: Resume) -> None:
+        owner = self.connection.grant.name
+        place = await self._parking.resume(request, self, owner)
+        self._place, self._session = place, place.session
+        self._audio_bytes_per_s = float(place.point.bytes_per_s)
+        self._streams.metrics.streams_resumed.inc()
+
+    async def _feed(self, data: bytes) -> None:
+        """Take audio, unless another connection carries the stream by now."""
+        place = self._place
+        if place is None:
+            await self._stream.feed(data)
+            return
+        async with place.feeding:
+            if place.carrier is self and (whole := place.point.take(data)):
+                await self._stream.feed(whole)
 
     @property
     def _stream(self) -> StreamSession:
@@ -183,7 +267,8 @@ class StreamClient:
         except SlowClient as slow:
             self._count(slow.code)
             logger.info("client given up stream=%s reason=%s", self._name, slow)
-            if self._session is not None:
+            self._may_return = True
+            if self._session is not None and self._place is None:
                 self._session.detach()
                 self._session.report(slow.code, str(slow))
             await self._close(CloseCode.POLICY_VIOLATION, slow.code)
@@ -194,6 +279,11 @@ class StreamClient:
         is_ours = isinstance(error, StreamBroken)
         message = "internal error; the daemon's log has more" if is_ours else str(error)
         logger.info("client refused stream=%s code=%s: %s", self._name, error.code, message)
+        if error.code == Code.IDLE and self._place is not None:
+            self._may_return = True  # most likely it cannot reach us
+            await self._close(CloseCode.POLICY_VIOLATION, error.code)
+            return
+        self._must_end = True
         if self._session is not None:
             self._session.report(error.code, message)
         else:

@@ -12,6 +12,7 @@ from voiced.daemon.wire import (
     Cancel,
     ClientMessage,
     Flush,
+    Resume,
     Start,
     Stop,
     WireError,
@@ -51,7 +52,7 @@ class Violation:
     message: str
 
 
-Action = Start | Audio | Flush | Stop | Cancel | Violation
+Action = Start | Resume | Audio | Flush | Stop | Cancel | Violation
 
 
 class _State(Enum):
@@ -61,7 +62,7 @@ class _State(Enum):
 
 
 class StreamProtocol:
-    """Holds a client to the order `start`, then audio and `flush`, then `stop` or `cancel`.
+    """Holds a client to the order `start` or `resume`, audio and `flush`, `stop` or `cancel`.
 
     The first violation ends the conversation. What arrives after the end is ignored: it was
     already on its way when the client could have known.
@@ -110,7 +111,7 @@ class StreamProtocol:
         return Audio(data) if data else None
 
     def _message(self, message: ClientMessage) -> Action:
-        starts = isinstance(message, Start)
+        starts = isinstance(message, Start | Resume)
         if self._state is _State.WAITING and not starts:
             name = type(message).__name__.lower()
             return self._violation(
@@ -119,7 +120,9 @@ class StreamProtocol:
             )
         if self._state is _State.STREAMING and starts:
             return self._violation(
-                Code.ALREADY_STARTED, "found a second `start`; open one connection per stream"
+                Code.ALREADY_STARTED,
+                f"found `{type(message).__name__.lower()}` on a connection that has a stream; "
+                "open one connection per stream",
             )
         self._state = _State.ENDED if isinstance(message, Stop | Cancel) else _State.STREAMING
         return message

@@ -58,6 +58,11 @@ class Streams:
         self._numbers = itertools.count(1)
         self._is_draining = False
 
+    @property
+    def is_draining(self) -> bool:
+        """No stream goes on for long."""
+        return self._is_draining
+
     def __len__(self) -> int:
         return len(self._sessions)
 

@@ -54,6 +54,19 @@ class Start(msgspec.Struct, tag_field="type", tag="start", forbid_unknown_fields
     eager: bool = False
     """`eager_final` and `resumed` are wanted."""
     vad: VadParams = VadParams()
+    resume: bool = False
+
+
+class Resume(
+    msgspec.Struct, tag_field="type", tag="resume", forbid_unknown_fields=True, frozen=True
+):
+    """First message on a connection that carries on a stream whose last one was lost."""
+
+    v: Literal[1]
+    stream: StreamName
+    token: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{16,64}\Z")]
+    received: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+    first_sample: Annotated[int, msgspec.Meta(ge=0, le=1 << 53)] = 0
 
 
 class Flush(msgspec.Struct, tag_field="type", tag="flush", forbid_unknown_fields=True, frozen=True):
@@ -76,7 +89,7 @@ class Cancel(
     v: Literal[1] = 1
 
 
-ClientMessage = Start | Flush | Stop | Cancel
+ClientMessage = Start | Resume | Flush | Stop | Cancel
 
 
 # ---- server -> client, and on the bus ----------------------------------------------------------
@@ -93,6 +106,8 @@ class Message(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """Bus only: rises by one with every message of the epoch, whatever its topic."""
     wall_ms: int | None = None
     """Bus only: when it was published, Unix time."""
+    number: int | None = None
+    """To the client of a resumable stream only: rises by one with every message to it."""
 
 
 class Ready(Message, tag_field="type", tag="ready", frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +115,9 @@ class Ready(Message, tag_field="type", tag="ready", frozen=True, kw_only=True, o
 
     bundle: str
     rate_hz: int
+    resume_token: str | None = None
+    resume_ms: int | None = None
+    next_sample: int | None = None
 
 
 class SpeechStarted(

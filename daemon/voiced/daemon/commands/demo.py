@@ -28,7 +28,7 @@ from voiced.daemon.commands.child import (
     cpu_s,
     peak_bytes,
 )
-from voiced.daemon.commands.stream import FRAME_BYTES, FRAME_MS, Timeline
+from voiced.daemon.commands.talk import FRAME_BYTES, FRAME_MS, Timeline
 from voiced.daemon.config import VadSettings
 from voiced.daemon.errors import DaemonError
 

@@ -88,7 +88,7 @@ class Served:
 
     def _options(self, url: str) -> Mapping[str, Any]:
         from voiced.daemon.commands.keys import read_token
-        from voiced.daemon.commands.stream import Target as Way
+        from voiced.daemon.commands.talk import Target as Way
 
         token = None if self.token_file is None else read_token(self.token_file)
         return Way(url, token, self.authority).options()
