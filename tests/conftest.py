@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def mslite_python() -> Path:
             pytest.fail(f"VOICED_REQUIRE_MSLITE=1: {reason}")
         pytest.skip(reason)
     return python
+
+
+@pytest.fixture
+def limit_files() -> Iterator[Callable[[int | None], None]]:
+    """A disk that takes no file above so many bytes, as far as this process is concerned.
+
+    SQLite and `write` see it as they see a full disk; None lifts it.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        soft = before[0] if size is None else size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, before[1]))
+
+    yield limit
+    limit(None)
 
 
 @pytest.fixture(autouse=True)

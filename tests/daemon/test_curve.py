@@ -20,8 +20,9 @@ from voiced.daemon import curve
 from voiced.daemon.bus import Bus
 from voiced.daemon.curve import AllowList, CurveServer, KeyFileError, KeyPair, serve_curve
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.replay import ReplayServer
 from voiced.daemon.watched import FileRefused, Watched
-from voiced.daemon.wire import Intent, encode
+from voiced.daemon.wire import Intent, Refused, Replay, decode_answer, encode
 from voiced.plugins.curve import CurveKeys
 
 INTENT = Intent(stream="desk", segment=1, name="open", slots={}, text="open", confidence=1.0)
@@ -129,6 +130,38 @@ def test_a_stranger_a_plain_socket_and_a_key_for_something_else_hear_nothing(
     with caplog.at_level(logging.WARNING):
         run(tmp_path, scenario)
     assert "bus connection refused domain=subscribe public_key=" in caplog.text
+
+
+def test_the_replay_socket_is_open_to_those_alone_who_may_hear_the_bus(tmp_path: Path) -> None:
+    async def scenario(ring: Keyring) -> None:
+        server = ReplayServer(
+            "tcp://127.0.0.1:*", tmp_path / "none.db", unwritten=lambda: 0, metrics=ring.metrics
+        )
+        server.open(ring.bus.context, ring.curve)
+        serving = asyncio.create_task(server.run())
+
+        def asker(keys: CurveKeys) -> zmq.asyncio.Socket:
+            socket = ring.context.socket(zmq.DEALER)
+            socket.set(zmq.LINGER, 0)
+            keys.apply(socket)
+            socket.connect(server.endpoint)
+            return socket
+
+        stranger = asker(ring.allow("button", "ingest"))
+        await stranger.send(encode(Replay(v=1, id=1)))
+        await ring.refusals(1)
+        good = asker(ring.allow("screen", "subscribe"))
+        await good.send(encode(Replay(v=1, id=2)))
+        answer = decode_answer(await good.recv())
+        assert (answer.id, isinstance(answer, Refused)) == (2, True)  # there is no journal here
+        assert not await stranger.poll(0)
+        for socket in (stranger, good):
+            socket.close()
+        serving.cancel()
+        await asyncio.wait({serving})
+        server.close()
+
+    run(tmp_path, scenario)
 
 
 def test_a_wrong_daemon_is_not_believed(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from voiced.audio.errors import AudioFormatError, VadUnavailable
 from voiced.daemon import errors as daemon_errors
 from voiced.daemon.bus import MAX_INGEST_BYTES, Bus
 from voiced.daemon.config import Settings
+from voiced.daemon.recovery import MAX_ATTEMPTS
+from voiced.daemon.replay import MAX_REQUEST_BYTES
 from voiced.daemon.stream_client import CLOSE_CODES
 from voiced.daemon.stream_protocol import MAX_TEXT_BYTES, Code
 from voiced.daemon.tokens import TokenExpired, TokenRefused
@@ -22,10 +24,14 @@ from voiced.daemon.wire import (
     AudioParams,
     ClientMessage,
     Message,
+    Replay,
+    ReplayAnswer,
     ServerMessage,
     VadParams,
     WordInfo,
+    decode_answer,
     decode_client,
+    decode_replay,
     decode_server,
     encode,
 )
@@ -34,6 +40,9 @@ from voiced.engine.errors import EngineError
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
 CLIENT = {struct.__struct_config__.tag: struct for struct in get_args(ClientMessage)}
 SERVER = {struct.__struct_config__.tag: struct for struct in get_args(ServerMessage)}
+REPLAY: dict[str, Any] = {
+    struct.__struct_config__.tag: struct for struct in (Replay, *get_args(ReplayAnswer))
+}
 PARTS = {
     "start.audio": AudioParams,
     "start.vad": VadParams,
@@ -65,13 +74,14 @@ def rows(text: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in cells[2:]}
 
 
-@pytest.mark.parametrize("name", [*CLIENT, *SERVER, *PARTS])
+@pytest.mark.parametrize("name", [*CLIENT, *SERVER, *PARTS, *REPLAY])
 def test_the_fields_of_the_page_are_those_of_the_code(name: str) -> None:
-    struct = (CLIENT | SERVER | PARTS)[name]
+    struct = (CLIENT | SERVER | PARTS | REPLAY)[name]
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     written = rows(SECTIONS[name])
     if name in SERVER:
         fields = {key: field for key, field in fields.items() if key not in COMMON}
+    if name in SERVER or name in REPLAY:
         # These are always sent, whatever the code's default.
         optional = {key for key, field in fields.items() if field.default is not msgspec.NODEFAULT}
     else:
@@ -82,6 +92,15 @@ def test_the_fields_of_the_page_are_those_of_the_code(name: str) -> None:
 
 def test_the_common_fields_of_the_page_are_those_of_the_code() -> None:
     assert set(rows(SECTIONS["Messages from the daemon"])) == COMMON
+
+
+@pytest.mark.parametrize("name", REPLAY)
+def test_the_example_of_each_replay_message_is_valid_and_complete(name: str) -> None:
+    (text,) = re.findall(r"```json\n(.+?)\n```", SECTIONS[name], flags=re.DOTALL)
+    plain: dict[str, Any] = json.loads(text)
+    decode = decode_replay if name == "replay" else decode_answer
+    assert json.loads(encode(decode(text.encode()))) == plain
+    assert set(plain) == {"type", *rows(SECTIONS[name])}
 
 
 @pytest.mark.parametrize("name", [*CLIENT, *SERVER])
@@ -95,7 +114,7 @@ def test_the_example_of_each_message_is_valid_and_complete(name: str) -> None:
 
 
 def test_every_json_block_of_the_page_belongs_to_a_message() -> None:
-    assert PAGE.count("```json") == len(CLIENT) + len(SERVER)
+    assert PAGE.count("```json") == len(CLIENT) + len(SERVER) + len(REPLAY)
 
 
 def subclasses(base: type) -> set[Any]:
@@ -107,13 +126,16 @@ def test_the_codes_of_the_page_are_those_of_the_code() -> None:
     refused = subclasses(daemon_errors.StreamRefused)
     ours: set[Any] = {*refused, daemon_errors.StreamBroken, daemon_errors.SlowClient}
     ours |= {TokenRefused, TokenExpired}
+    spool: set[Any] = {
+        daemon_errors.SpoolDamaged, daemon_errors.SpoolExpired, daemon_errors.SpoolGivenUp
+    }  # fmt: skip
     audio: set[Any] = {AudioFormatError, VadUnavailable}
     engine = {
         error
         for error in subclasses(EngineError)
         if error.__module__ == EngineError.__module__ and error.code not in NOT_ON_THE_WIRE
     }
-    known = {error.code for error in ours | audio | engine} | {code.value for code in Code}
+    known = {error.code for error in ours | spool | audio | engine} | {code.value for code in Code}
     assert set(rows(SECTIONS["Codes"])) == known
 
 
@@ -135,3 +157,6 @@ def test_the_numbers_of_the_page_are_those_of_the_code() -> None:
     for endpoint in (bus.endpoint, bus.ingest_endpoint):
         assert f"`{endpoint}`" in PAGE
     assert (bus.endpoint, bus.ingest_endpoint) == (settings.bus.endpoint, settings.bus.ingest)
+    assert f"default `{settings.bus.replay}`" in PAGE
+    assert f"a `replay` of at most {MAX_REQUEST_BYTES} bytes" in PAGE
+    assert f"{MAX_ATTEMPTS} runs of the daemon" in PAGE

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from voiced.audio.frames import StreamFormat
@@ -33,6 +33,7 @@ from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.overload import OverloadRules
+from voiced.daemon.persistence import Persistence
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.security import Security
 from voiced.daemon.server import Server
@@ -42,7 +43,7 @@ from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor
 from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.watched import CHECK_INTERVAL_S
-from voiced.daemon.wire import AudioParams, Start
+from voiced.daemon.wire import AudioParams, Intent, Start
 from voiced.engine import store
 from voiced.engine.errors import EngineError, TextPolicyUnavailable, UnknownLanguage
 from voiced.engine.host import EngineHost, restart_delay_s
@@ -51,7 +52,8 @@ from voiced.engine.types import EngineConfig
 logger = logging.getLogger(__name__)
 
 FAKE_MODEL = "fake"
-"""Model name of the recogniser that tests use; it has no bundle."""
+"""Model name of the recogniser that tests use; it has no bundle. Options of it may follow:
+`fake:delay_ms=80,once=FILE`."""
 
 EXIT_OK, EXIT_FAILED = 0, 1
 
@@ -96,16 +98,24 @@ class Daemon:
             curve=self._security.curve,
         )
         self._bus_task: asyncio.Task[None] | None = None
+        self._kept = Persistence(
+            settings.journal,
+            settings.bus.replay,
+            bus=self._bus,
+            engine=self._engine,
+            metrics=self._metrics,
+            watch=self._on_task_done,
+        )
         self._streams = Streams(
             engine=self._engine,
-            publish=self._bus.publish,
+            publish=self._kept.outlet,
             open_chain=self._chains(),
             settings=session_settings(settings),
             max_streams=settings.server.max_streams,
             overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
             metrics=self._metrics,
         )
-        self._bus.on_intent = self._streams.deliver
+        self._bus.relay = self._relay_intent
         self._metrics.watch_engine(self._engine.load)
         microphone = self._make_microphone() if settings.microphone.enabled else None
         self._microphone = microphone
@@ -123,6 +133,7 @@ class Daemon:
             tls=None if tls is None else tls.context,
             events=events,
             microphone=status,
+            journal=self._kept.status,
             passed=passed,
         )
         self._guard_task: asyncio.Task[None] | None = None
@@ -137,6 +148,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._supervisor = Supervisor(
             (
+                Part("journal", self._kept.start, self._kept.stop),
                 Part("bus", self._start_bus, self._stop_bus),
                 Part("server", self._start_server, self._stop_server),
                 Part("engine", self._start_engine, self._stop_engine),
@@ -259,10 +271,16 @@ class Daemon:
 
     async def _start_bus(self) -> None:
         self._bus.open()
+        self._kept.listen(self._security.curve)
         self._bus_task = asyncio.create_task(self._bus.run(), name="bus")
         self._bus_task.add_done_callback(self._on_task_done)
 
+    def _relay_intent(self, intent: Intent) -> None:
+        self._kept.outlet.put(intent, lambda: self._streams.deliver(intent))
+
     async def _stop_bus(self, left_s: float) -> None:
+        await self._kept.outlet.drain(left_s)
+        await self._kept.stop_listening()
         if self._bus_task is not None:
             self._bus_task.cancel()
             await asyncio.wait((self._bus_task,))
@@ -283,6 +301,7 @@ class Daemon:
                     "unix_socket": self._settings.server.unix_socket,
                     "bus": self._bus.endpoint,
                     "ingest": self._bus.ingest_endpoint,
+                    "replay": None if self._kept.replay is None else self._kept.replay.endpoint,
                 },
             )
 
@@ -367,11 +386,13 @@ class Daemon:
         await self._engine.stop()
 
     async def _start_streams(self) -> None:
+        self._kept.start_recovery()
         if self._microphone is not None:
             self._microphone_task = asyncio.create_task(self._microphone.run(), name="microphone")
             self._microphone_task.add_done_callback(self._on_task_done)
 
     async def _stop_streams(self, left_s: float) -> None:
+        await self._kept.stop_recovery()
         if self._microphone is not None:
             self._microphone.stop()
         await self._server.drain(deadline_s=left_s)
@@ -414,7 +435,7 @@ class Daemon:
             defaults=front_defaults(vad),
             vads=vads,
             vad_kind=VadKind(vad.kind),
-            next_id=counter(),
+            next_id=self._kept.segment_ids,
             longest_s=self._longest_s,
         )
 
@@ -455,7 +476,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         BundleError: The model is not here.
     """
     engine = settings.engine
-    is_fake = engine.model == FAKE_MODEL
+    name, _, fake_options = engine.model.partition(":")
+    is_fake = name == FAKE_MODEL
     return EngineConfig(
         bundle_dir=FAKE_MODEL if is_fake else str(store.resolve(engine.model)),
         backend=engine.backend,
@@ -467,7 +489,9 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_queued_finals=engine.max_queued_finals,
         hang_timeout_s=engine.hang_timeout_s,
         max_segment_s=settings.vad.max_segment_s,
-        options=engine_options(engine, engine.backend),
+        options=dict(each.split("=", 1) for each in fake_options.split(",") if "=" in each)
+        if is_fake
+        else engine_options(engine, engine.backend),
     )
 
 
@@ -520,11 +544,6 @@ def server_options(settings: Settings) -> ServerOptions:
         # Health checks, and clients on their way in and out, beside the streams.
         max_connections=server.max_streams + 64,
     )
-
-
-def counter() -> Callable[[], int]:
-    """Segment ids: 1, 2, 3, …"""
-    return itertools.count(1).__next__
 
 
 def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:

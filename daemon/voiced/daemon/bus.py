@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -47,6 +48,15 @@ _RCVHWM = 100
 _WARN_INTERVAL_S = 60.0
 
 
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A message with its place on the bus, ready to be sent."""
+
+    message: ServerMessage
+    topic: bytes
+    body: bytes
+
+
 class Bus:
     """Publishes numbered messages and takes plugins' intents. Belongs to one event loop."""
 
@@ -74,7 +84,11 @@ class Bus:
         self.epoch = secrets.token_hex(8)
         """Start id of this publisher; a new one restarts `seq`."""
         self.seq = 0
-        """The last number used."""
+        """The last number sent."""
+        self._numbered = 0
+        """The last number given."""
+        self.relay: Callable[[Intent], None] = self._relay
+        """Puts an accepted intent on the bus."""
         self.beats = 0
         """Heartbeats sent; rises while the bus works."""
         self.endpoint, self.ingest_endpoint = endpoint, ingest_endpoint
@@ -108,7 +122,7 @@ class Bus:
             self._pub.set(zmq.SNDHWM, self._send_hwm)
             if self._curve is not None:
                 self._curve.protect(self._pub, "subscribe")
-            self.endpoint = _bind(self._pub, self.endpoint, "bus.endpoint")
+            self.endpoint = bind(self._pub, self.endpoint, "bus.endpoint")
             if self.ingest_endpoint is not None:
                 shadow = zmq.asyncio.Context.shadow(self._context.underlying)
                 self._pull = shadow.socket(zmq.PULL)
@@ -116,7 +130,7 @@ class Bus:
                 self._pull.set(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
                 if self._curve is not None:
                     self._curve.protect(self._pull, "ingest")
-                self.ingest_endpoint = _bind(self._pull, self.ingest_endpoint, "bus.ingest")
+                self.ingest_endpoint = bind(self._pull, self.ingest_endpoint, "bus.ingest")
         except BaseException:
             self.close()
             raise
@@ -127,17 +141,42 @@ class Bus:
             self.epoch,
         )
 
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """For sockets that are guarded as these are; they are closed before the bus is."""
+        if self._context is None:
+            raise RuntimeError("the bus has no context before it is opened")
+        return self._context
+
     def publish(self, message: ServerMessage) -> None:
         """Number a message and send it; returns at once, before `open` and after `close` too."""
+        numbered = self.number(message)
+        if numbered is not None:
+            self.send(numbered)
+
+    def number(self, message: ServerMessage) -> Numbered | None:
+        """Give a message the next number; it is sent later, in the order of the numbers.
+
+        Returns:
+            None before `open` and after `close`.
+        """
+        if self._pub is None:
+            return None
+        message = msgspec.structs.replace(
+            message, epoch=self.epoch, seq=self._numbered + 1, wall_ms=self._clock.wall_ms()
+        )
+        numbered = Numbered(message, topic(message), encode(message))
+        self._numbered += 1
+        return numbered
+
+    def send(self, numbered: Numbered) -> None:
+        """Send a message that `number` has made; nothing happens after `close`."""
         if self._pub is None:
             return
-        self.seq += 1
-        numbered = msgspec.structs.replace(
-            message, epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
-        )
-        self._send(numbered)
+        self.seq = numbered.message.seq or 0
+        self._pub.send_multipart([numbered.topic, numbered.body], flags=zmq.NOBLOCK)
         if self.on_message is not None:
-            self.on_message(numbered)
+            self.on_message(numbered.message)
         self._metrics.bus_messages.inc()
 
     async def run(self) -> None:
@@ -162,16 +201,14 @@ class Bus:
         self._context.term()
         self._context = self._pub = self._pull = None
 
-    def _send(self, message: ServerMessage) -> None:
-        assert self._pub is not None
-        self._pub.send_multipart([topic(message), encode(message)], flags=zmq.NOBLOCK)
-
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            self._send(
-                Heartbeat(stream="-", epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms())
+            beat = Heartbeat(
+                stream="-", epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
             )
+            if self._pub is not None:
+                self._pub.send_multipart([topic(beat), encode(beat)], flags=zmq.NOBLOCK)
             self.beats += 1
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
@@ -183,9 +220,12 @@ class Bus:
                 self._metrics.bus_rejected.inc()
                 self._rejected.warn(error)
                 continue
-            self.publish(intent)
-            if self.on_intent is not None:
-                self.on_intent(intent)
+            self.relay(intent)
+
+    def _relay(self, intent: Intent) -> None:
+        self.publish(intent)
+        if self.on_intent is not None:
+            self.on_intent(intent)
 
 
 async def read_parts(pull: zmq.asyncio.Socket) -> list[bytes]:
@@ -250,8 +290,13 @@ class _Rejections:
         self._next_s, self._count = time.monotonic() + _WARN_INTERVAL_S, 0
 
 
-def _bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, setting: str) -> str:
-    """Bind and return the address bound, in which a free port has been filled in."""
+def bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, setting: str) -> str:
+    """Bind and return the address bound, in which a free port has been filled in.
+
+    Raises:
+        EndpointInUse: Another process is bound there.
+        AddressRefused: It cannot be bound for another reason.
+    """
     # libzmq would take over a socket on which somebody listens.
     if endpoint.startswith("ipc://") and is_answered(Path(endpoint.removeprefix("ipc://"))):
         raise EndpointInUse(endpoint, setting)

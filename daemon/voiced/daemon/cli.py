@@ -28,6 +28,7 @@ from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
 from voiced.daemon import cli_doctor, cli_live, cli_realtime
 from voiced.daemon.cli_group import group
+from voiced.daemon.cli_journal import journal_app
 from voiced.daemon.cli_keys import keys_app
 from voiced.daemon.commands.pipes import drop_unwritten_output, replace_closed_streams
 from voiced.daemon.errors import DaemonError, os_reason
@@ -44,6 +45,10 @@ UNAVAILABLE = frozenset(
         "device_not_found",
         "endpoint_in_use",
         "fetch",
+        "journal_busy",
+        "journal_damaged",
+        "journal_missing",
+        "journal_unusable",
         "peer_unavailable",
         "port_in_use",
         "portaudio_missing",
@@ -55,7 +60,7 @@ UNAVAILABLE = frozenset(
 """Codes of errors that mean: what is needed is not there. Their exit status is 3."""
 
 USAGE = frozenset(
-    {"address", "config", "corpus", "output", "plan", "plugin_config", "plugin_not_found"}
+    {"address", "config", "corpus", "output", "plan", "plugin_config", "plugin_not_found", "time"}
 )
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
 
@@ -69,6 +74,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
+app.add_typer(journal_app, name="journal")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[
@@ -289,16 +295,36 @@ def _listen(
         typer.Option("--type", help="Only this type of message; may be repeated."),
     ] = None,
     count: Annotated[int | None, typer.Option(help="End after so many messages.", min=1)] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the journal's finals since then: 90s, 15m, 2h, 7d, all, or a time as "
+            "2026-03-01T08:00.",
+            metavar="WHEN",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what a running daemon publishes on its bus."""
     from voiced.daemon.commands.keys import client_keys
     from voiced.daemon.commands.listen import listen
+    from voiced.daemon.commands.times import since_ms
     from voiced.daemon.config import connectable, load
 
-    settings = load().settings.bus
-    bus = bus or connectable(settings.endpoint)
-    _exit(listen(bus, types or (), as_json, count, curve=client_keys(settings.curve)))
+    endpoints = load().settings.bus
+    bus = bus or connectable(endpoints.endpoint)
+    start_ms = None if since is None else since_ms(since)
+    _exit(
+        listen(
+            bus,
+            types or (),
+            as_json,
+            count,
+            curve=client_keys(endpoints.curve),
+            replay=None if start_ms is None else connectable(endpoints.replay),
+            since_ms=start_ms,
+        )
+    )
 
 
 @app.command("devices")
@@ -553,6 +579,22 @@ def _plugins_run(
         list[str] | None,
         typer.Option("--set", help="An option of the plugin; may be repeated.", metavar="K=V"),
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(help="Where to ask for what was missed; default: from the settings."),
+    ] = None,
+    start_from: Annotated[
+        Literal["last", "now", "beginning"] | None,
+        typer.Option(
+            "--from",
+            help="Begin behind the last final that the plugin had, now, or with the oldest in the "
+            "journal; default: what the plugin says.",
+        ),
+    ] = None,
+    state_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the plugin's position is kept.", metavar="DIR", file_okay=False),
+    ] = None,
 ) -> None:
     """Run one plugin in this process; its options are the file's table [plugins.NAME]."""
     from voiced.daemon import logs
@@ -571,6 +613,9 @@ def _plugins_run(
             loaded.file,
             options or (),
             curve=client_keys(endpoints.curve),
+            replay=replay or connectable(endpoints.replay),
+            start_from=start_from,
+            folder=state_dir,
         )
     )
 

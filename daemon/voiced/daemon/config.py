@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import os
 import re
 import tomllib
@@ -23,6 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.journal_settings import JournalSettings
 from voiced.daemon.section import Section as _Section
 from voiced.daemon.security_settings import ClientLimits, CurveSettings, TlsSettings, TotalLimits
 
@@ -126,6 +128,11 @@ class BusSettings(_Section):
     )
     ingest: Endpoint = Field(
         default="tcp://127.0.0.1:8767", description="Where plugins hand in messages (PULL, bound)."
+    )
+    replay: Endpoint = Field(
+        default="tcp://127.0.0.1:8768",
+        description="Where subscribers ask for what they missed (ROUTER, bound while a journal is "
+        "kept).",
     )
     eager: bool = Field(
         default=False,
@@ -379,6 +386,7 @@ class Settings(_Section):
     engine: EngineSettings = EngineSettings()
     vad: VadSettings = VadSettings()
     microphone: MicrophoneSettings = MicrophoneSettings()
+    journal: JournalSettings = JournalSettings()
     limits: LimitsSettings = LimitsSettings()
     logging: LoggingSettings = LoggingSettings()
 
@@ -683,11 +691,13 @@ def _validate(gathered: _Gathered) -> Settings | None:
     except ValidationError as error:
         gathered.problems.extend(_explain(error, gathered.origins))
         return None
-    is_free_port = settings.bus.ingest.endswith((":0", ":*"))
-    if settings.bus.endpoint == settings.bus.ingest and not is_free_port:
-        origin = gathered.origins.get("bus.ingest") or gathered.origins["bus.endpoint"]
-        rule, found = "must differ from bus.endpoint", show(settings.bus.ingest)
-        gathered.problems.append(Problem(origin, "bus.ingest", rule, found))
+    for first, second in itertools.combinations(("endpoint", "ingest", "replay"), 2):
+        taken, wanted = getattr(settings.bus, first), getattr(settings.bus, second)
+        if taken == wanted and not wanted.endswith((":0", ":*")):
+            named = (f"bus.{second}", f"bus.{first}")
+            origin = next(gathered.origins[name] for name in named if name in gathered.origins)
+            rule = f"must differ from bus.{first}"
+            gathered.problems.append(Problem(origin, f"bus.{second}", rule, show(wanted)))
     return settings
 
 

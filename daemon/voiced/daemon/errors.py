@@ -12,6 +12,17 @@ DaemonError             base; `code` is stable and goes on the wire
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
 ├── StreamBroken        internal: a fault of ours ended the stream
 ├── SlowClient          slow_client: a client does not read what it is sent
+├── JournalError        journal: base of those about the journal and the spool
+│   ├── JournalBusy         journal_busy: another daemon uses the folder
+│   ├── JournalMissing      journal_missing: there is no such file
+│   ├── JournalDamaged      journal_damaged: the file is no journal, or a broken one
+│   ├── JournalUnusable     journal_unusable: another version of voiced wrote it
+│   ├── JournalRefused      journal_refused: the system does not let us read or change it
+│   ├── SpoolFull           spool_full: the segment does not fit beside those that are kept
+│   ├── SpoolDamaged        spool_damaged: a file is not what was written
+│   ├── SpoolExpired        spool_expired: a segment is older than is of use
+│   └── SpoolGivenUp        spool_given_up: too many runs of the daemon ended over a segment
+├── TimeError           time: a text that says no time
 ├── StartTimeout        start_timeout: the engine was not ready within the time that is set
 ├── AddressRefused      address: the system cannot listen on the address that is set
 ├── PortInUse           port_in_use: another process listens on the TCP port
@@ -183,6 +194,161 @@ class SlowClient(DaemonError):
         return (
             f"client does not read: {self.waiting_messages} messages "
             f"({self.waiting_bytes} bytes) were waiting for it"
+        )
+
+
+class JournalError(DaemonError):
+    """The journal or the spool cannot be used."""
+
+    code = "journal"
+
+
+class JournalBusy(JournalError):
+    """Another daemon uses the folder."""
+
+    code = "journal_busy"
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        super().__init__(folder, holder)
+        self.folder, self.holder = folder, holder
+
+    def __str__(self) -> str:
+        who = f"process {self.holder}" if self.holder else "another process"
+        return (
+            f"{self.folder} is in use by {who}; stop that daemon "
+            "or set another `journal.folder` for one of the two"
+        )
+
+
+class JournalMissing(JournalError):
+    """There is no journal."""
+
+    code = "journal_missing"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return (
+            f"no journal at {self.path}; one is kept where `journal.enabled` is true, "
+            "or name its folder with --folder"
+        )
+
+
+class JournalDamaged(JournalError):
+    """The file is no journal, or a broken one."""
+
+    code = "journal_damaged"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is no sound journal: {self.reason}; a daemon that starts moves it aside, "
+            f"`sqlite3 FILE .recover` may read more of it"
+        )
+
+
+class JournalUnusable(JournalError):
+    """The file has a layout that this version does not know."""
+
+    code = "journal_unusable"
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        super().__init__(path, found, known)
+        self.path, self.found, self.known = path, found, known
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has layout {self.found}, expected {self.known}; "
+            "use the voiced that wrote it, or move the file away"
+        )
+
+
+class JournalRefused(JournalError):
+    """The system does not let us read or change the file."""
+
+    code = "journal_refused"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}; is the disk full, or is it another user's?"
+
+
+class SpoolFull(JournalError):
+    """The segment does not fit beside those that are kept."""
+
+    code = "spool_full"
+
+    def __init__(self, folder: Path, used: int, limit: int) -> None:
+        super().__init__(folder, used, limit)
+        self.folder, self.used, self.limit = folder, used, limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.folder} holds {self.used} of {self.limit} bytes; "
+            "raise `journal.spool_mb`, or give the engine less to do"
+        )
+
+
+class SpoolDamaged(JournalError):
+    """A file of the spool is not what was written."""
+
+    code = "spool_damaged"
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path} is no spooled segment: {self.reason}"
+
+
+class SpoolExpired(JournalError):
+    """A segment is older than is of use."""
+
+    code = "spool_expired"
+
+    def __init__(self, path: Path, keep_s: float) -> None:
+        super().__init__(path, keep_s)
+        self.path, self.keep_s = path, keep_s
+
+    def __str__(self) -> str:
+        return f"heard more than {self.keep_s / 3600:g} h ago (`journal.spool_hours`)"
+
+
+class SpoolGivenUp(JournalError):
+    """Too many runs of the daemon ended while they answered a segment."""
+
+    code = "spool_given_up"
+
+    def __init__(self, path: Path, attempts: int) -> None:
+        super().__init__(path, attempts)
+        self.path, self.attempts = path, attempts
+
+    def __str__(self) -> str:
+        return f"{self.attempts} runs of the daemon ended while they answered it"
+
+
+class TimeError(DaemonError):
+    """A text says no time."""
+
+    code = "time"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return (
+            f"{self.text!r} is no time; expected 90s, 15m, 2h, 7d, all, "
+            "or a date as 2026-03-01 or 2026-03-01T08:00"
         )
 
 

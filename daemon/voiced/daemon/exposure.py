@@ -80,7 +80,7 @@ def _open(settings: Settings, passed: Sequence[socket.socket]) -> Iterator[tuple
         if missing:
             yield key, host, _rule(" and ".join(missing))
     if bus.curve.key is None:
-        for name in ("endpoint", "ingest"):
+        for name in ("endpoint", "ingest", "replay"):
             endpoint = getattr(bus, name)
             if not is_local_endpoint(endpoint):
                 yield f"bus.{name}", endpoint, _rule("`bus.curve.key`")

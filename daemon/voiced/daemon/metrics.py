@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from voiced.engine.types import EngineLoad
 
 if TYPE_CHECKING:
+    from voiced.daemon.disk_writer import StorageState, StorageStatus
     from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -118,6 +119,18 @@ class Metrics:
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.recovered = Counter(
+            "voiced_recovered",
+            "Segments of earlier runs that were answered, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
+        self.replays = Counter(
+            "voiced_replays",
+            "Requests on the replay socket, by outcome",
+            ["outcome"],
+            registry=registry,
+        )
         self.bus_messages = Counter(
             "voiced_bus_messages", "Messages published on the bus", registry=registry
         )
@@ -158,6 +171,36 @@ class Metrics:
         """Add a gauge that is read when `/metrics` is; once per name."""
         Gauge(name, text, registry=self._registry).set_function(read)
 
+    def watch_storage(self, status: Callable[[], StorageStatus]) -> None:
+        """Add gauges of journal and spool, read when `/metrics` is; call once."""
+        state = Gauge(
+            "voiced_journal_state",
+            "1 for how the journal is, 0 for the other states",
+            ["state"],
+            registry=self._registry,
+        )
+        for each in type(status().state):
+            state.labels(state=each.value).set_function(partial(_has_state, status, each))
+        readers: dict[str, tuple[str, Callable[[], float]]] = {
+            "voiced_journal_entries": ("Last words written", lambda: status().written),
+            "voiced_journal_waiting": (
+                "Last words that wait in memory for a disk that works",
+                lambda: status().pending,
+            ),
+            "voiced_journal_lost": (
+                "Last words that were published and will never be in the journal",
+                lambda: status().lost,
+            ),
+            "voiced_spool_segments": ("Segments in the spool", lambda: status().spooled),
+            "voiced_spool_bytes": ("Bytes in the spool", lambda: status().spool_bytes),
+            "voiced_spool_refused": (
+                "Segments that could not be spooled",
+                lambda: status().not_spooled,
+            ),
+        }
+        for name, (text, read) in readers.items():
+            Gauge(name, text, registry=self._registry).set_function(read)
+
     def watch_microphone(self, status: Callable[[], MicrophoneStatus]) -> None:
         """Add gauges of the local microphone, read when `/metrics` is; call once."""
         state = Gauge(
@@ -196,6 +239,10 @@ class Metrics:
     def render(self) -> bytes:
         """Write every metric in Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
+
+
+def _has_state(status: Callable[[], StorageStatus], state: StorageState) -> float:
+    return float(status().state is state)
 
 
 def _is_in(status: Callable[[], MicrophoneStatus], state: MicrophoneState) -> float:

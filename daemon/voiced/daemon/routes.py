@@ -15,6 +15,7 @@ from websockets.http11 import Request, Response
 
 from voiced.daemon.access import Access, Denied
 from voiced.daemon.connections import Connection, remote_address
+from voiced.daemon.disk_writer import StorageStatus
 from voiced.daemon.errors import Overloaded, ShuttingDown, TooManyOfClient, TooManyStreams
 from voiced.daemon.limits import Client, Clients
 from voiced.daemon.metrics import CONTENT_TYPE
@@ -44,6 +45,7 @@ class Routes:
         is_full: Callable[[], bool] = lambda: False,
         may_resume: Callable[[], bool] = lambda: False,
         microphone: Callable[[], MicrophoneStatus] | None = None,
+        journal: Callable[[], StorageStatus | None] = lambda: None,
     ) -> None:
         """Keep what is asked about.
 
@@ -52,11 +54,12 @@ class Routes:
             may_resume: Whether a stream waits for a client to come back: it must get in then,
                 however full the daemon is and whatever the engine does.
             microphone: How that is doing, for `/readyz`.
+            journal: The same.
         """
         self._streams, self._access, self._clients = streams, access, clients
         self._allowed_origins, self._is_full = allowed_origins, is_full
         self._may_resume = may_resume
-        self._microphone = microphone
+        self._microphone, self._journal = microphone, journal
         self._metrics = streams.metrics
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -171,7 +174,7 @@ class Routes:
     def _readyz(self, connection: ServerConnection, request: Request) -> Response:
         """Ready means: the engine is; a full daemon is ready and answers `busy`.
 
-        How the microphone is doing is told, and changes nothing: other streams are served. Where
+        How microphone and journal are doing is told, and changes nothing: streams are served. Where
         tokens are asked for, those without an admin's learn that it is ready, and no more.
         """
         refusal = self._streams.refusal()
@@ -190,6 +193,8 @@ class Routes:
                 body["reason"] = str(refusal)
         if self._microphone is not None and is_admin:
             body["microphone"] = self._microphone().facts()
+        if is_admin and (journal := self._journal()) is not None:
+            body["journal"] = journal.facts()
         return _json(connection, status, body)
 
 

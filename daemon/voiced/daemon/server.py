@@ -19,6 +19,7 @@ from websockets.typing import Subprotocol
 
 from voiced.daemon.access import SUBPROTOCOL, Access
 from voiced.daemon.connections import Connection, Connections
+from voiced.daemon.disk_writer import StorageStatus
 from voiced.daemon.errors import AddressRefused, PortInUse
 from voiced.daemon.events import Events, EventsClient
 from voiced.daemon.limits import Clients
@@ -52,6 +53,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         events: Events | None = None,
         microphone: Callable[[], MicrophoneStatus] | None = None,
+        journal: Callable[[], StorageStatus | None] = lambda: None,
         passed: Sequence[socket.socket] = (),
     ) -> None:
         """Nothing runs.
@@ -64,6 +66,7 @@ class Server:
             tls: Spoken by every connection; None: by none.
             events: Where `/v1/events` hears of bus messages.
             microphone: Shown by `/readyz`, where there is one.
+            journal: Shown by `/readyz`, where there is one.
             passed: Listening sockets to serve instead of binding any; taken over.
         """
         self._settings, self._streams = settings, streams
@@ -91,6 +94,7 @@ class Server:
             is_full=lambda: len(self._clients) >= streams.max_streams,
             may_resume=lambda: len(self._parking) > 0,
             microphone=microphone,
+            journal=journal,
         )
         self._listeners: list[WebSocketServer] = []
         self._own_path: Path | None = None

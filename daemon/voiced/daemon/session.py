@@ -30,6 +30,7 @@ from voiced.daemon.asking import Asker, Engine, Failure
 from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import ShuttingDown, StreamBroken
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.outlet import DirectOutlet, Outlet
 from voiced.daemon.pace import PartialPace
 from voiced.daemon.results import LastWords
 from voiced.daemon.segment_text import SegmentText
@@ -142,8 +143,9 @@ class StreamSession:
     """Turns one stream's audio into messages. Belongs to the event loop.
 
     Every segment that was announced with `speech_started` gets exactly one `final` or `failed`,
-    and nothing follows it, in the order of the segments; `ended` comes once, last. Messages go to
-    `publish`, and to `send` while a client is attached; neither may block or raise.
+    and nothing follows it, in the order of the segments; `ended` comes once, last. Messages go
+    through the outlet to the bus, and to `send` while a client is attached; neither may block or
+    raise.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class StreamSession:
         intake: Intake,
         front: Front,
         engine: Engine,
-        publish: Send,
+        publish: Send | Outlet,
         send: Send | None = None,
         rate_hz: int = RATE_HZ,
         settings: SessionSettings | None = None,
@@ -164,12 +166,14 @@ class StreamSession:
         """The stream is open from now on; `ready` has been sent.
 
         Args:
+            publish: Puts messages on the bus: at once, or when they are written down.
             rate_hz: Sample rate of the source, for `ready`.
             on_end: Called once, after `ended` was sent.
         """
         self.name = name
         self._intake, self._front, self._engine = intake, front, engine
-        self._publish, self._send = publish, send
+        self._outlet: Outlet = DirectOutlet(publish) if callable(publish) else publish
+        self._send = send
         self._settings = settings or SessionSettings()
         self._metrics = metrics or Metrics()
         self._clock = clock or SystemClock()
@@ -299,7 +303,9 @@ class StreamSession:
 
     def report(self, code: str, message: str) -> None:
         """Say that something is wrong with the stream; the caller ends it."""
-        self._emit(Error(stream=self.name, code=code, message=message))
+        error = Error(stream=self.name, code=code, message=message)
+        self._outlet.put(error, lambda: None)
+        self.deliver(error)  # not behind what waits for the disk: the client is let go now
 
     # ---- audio to events -------------------------------------------------------------------
 
@@ -390,7 +396,9 @@ class StreamSession:
                 start_ms=samples_to_ms(segment.start_sample),
                 end_ms=samples_to_ms(segment.end_sample),
                 reason=event.reason.value,
-            )
+            ),
+            segment=segment,
+            revision=state.text.revision + 1,
         )
         arrived_ns = self._arrivals.of(segment.end_sample) or self._clock.monotonic_ns()
         speculation = state.speculation
@@ -550,10 +558,15 @@ class StreamSession:
 
     def _offer(self, message: EagerFinal | Resumed) -> None:
         """Tell those who asked to be told before it is certain."""
+
+        def deliver() -> None:
+            if self._settings.wants_eager:
+                self.deliver(message)
+
         if self._settings.publishes_eager:
-            self._publish(message)
-        if self._settings.wants_eager:
-            self.deliver(message)
+            self._outlet.put(message, deliver)
+        else:
+            self._outlet.follow(deliver)
 
     # ---- last words ------------------------------------------------------------------------
 
@@ -597,15 +610,18 @@ class StreamSession:
             code=StreamBroken.code,
             message="internal error",
         )
-        for receiver in (self._publish, self.deliver):
-            for attempt in (message, instead):
+
+        def attempt(receiver: Callable[[Final | Failed], None]) -> None:
+            for each in (message, instead):
                 try:
-                    receiver(attempt)
+                    receiver(each)
                     break
                 except Exception:  # the top of a stream session: later segments have words too
                     logger.exception(
                         "last word broke stream=%s segment=%d", self.name, message.segment
                     )
+
+        attempt(lambda each: self._outlet.put(each, lambda: attempt(self.deliver)))
 
     def _fail_open(self, failure: Failure) -> None:
         if self._open is not None:
@@ -648,9 +664,15 @@ class StreamSession:
         self._end_gap()
         lost_ms = samples_to_ms(self._intake.lost_samples)
         audio_ms = samples_to_ms(self._intake.end_sample)
-        self._emit(
-            Ended(stream=self.name, audio_ms=audio_ms, segments=self._segments, lost_ms=lost_ms)
-        )
+        ended = Ended(stream=self.name, audio_ms=audio_ms, segments=self._segments, lost_ms=lost_ms)
+        is_out = asyncio.Event()
+
+        def deliver_ended() -> None:
+            is_out.set()
+            self.deliver(ended)
+
+        self._outlet.put(ended, deliver_ended)
+        await is_out.wait()  # a client is let go only when it has everything
         self._metrics.streams_open.dec()
         logger.info(
             "stream closed stream=%s audio_ms=%d segments=%d finals=%d failed=%d lost_ms=%d",
@@ -666,9 +688,10 @@ class StreamSession:
 
     # ---- helpers ---------------------------------------------------------------------------
 
-    def _emit(self, message: ServerMessage) -> None:
-        self._publish(message)
-        self.deliver(message)
+    def _emit(
+        self, message: ServerMessage, *, segment: Segment | None = None, revision: int = 1
+    ) -> None:
+        self._outlet.put(message, lambda: self.deliver(message), segment=segment, revision=revision)
 
     def _spawn(
         self, group: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]

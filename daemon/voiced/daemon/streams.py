@@ -22,6 +22,7 @@ from voiced.daemon.errors import (
     UnknownLanguage,
 )
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.outlet import Outlet
 from voiced.daemon.overload import OverloadRules
 from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
 from voiced.daemon.wire import Intent, Start
@@ -39,7 +40,7 @@ class Streams:
         self,
         *,
         engine: Engine,
-        publish: Send,
+        publish: Send | Outlet,
         open_chain: OpenChain,
         settings: SessionSettings | None = None,
         max_streams: int = 32,

@@ -206,6 +206,10 @@ class Final(Message, tag_field="type", tag="final", frozen=True, kw_only=True, o
     """From the arrival of the segment's last audio to publication."""
     words: tuple[WordInfo, ...] = ()
     n_best: tuple[Alternative, ...] = ()
+    recovered: str | None = None
+    """Epoch in which it was said: that run of the daemon ended before it could answer."""
+    withheld: bool = False
+    """Out of a journal that keeps no text: there was some, it was published, it is gone."""
 
 
 class Failed(
@@ -216,6 +220,8 @@ class Failed(
     segment: int
     code: str
     message: str
+    recovered: str | None = None
+    """As in `final`."""
 
 
 class AudioGap(
@@ -278,11 +284,68 @@ ServerMessage = (
     | Heartbeat
 )
 
+# ---- replay: a subscriber asks, the daemon answers out of its journal --------------------------
+
+
+class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A place on the bus: that of the message with these numbers."""
+
+    epoch: str
+    seq: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Replay(
+    msgspec.Struct, tag_field="type", tag="replay", frozen=True, kw_only=True, omit_defaults=True,
+    forbid_unknown_fields=True,
+):  # fmt: skip
+    """Ask for the last words behind a position, oldest first; without one: for all."""
+
+    v: Literal[1]
+    id: int
+    """Chosen by the asker; the answer carries it."""
+    after: Position | None = None
+    """The last message that the asker has."""
+    until: Position | None = None
+    """The last message of interest; absent: whatever is there."""
+    since_ms: int | None = None
+    """Unix time, instead of `after`."""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 200
+
+
+class Page(
+    msgspec.Struct, tag_field="type", tag="page", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Answer to `replay`: the next last words, as they were on the bus."""
+
+    v: int = msgspec.field(default_factory=lambda: VERSION)
+    id: int
+    messages: tuple[Final | Failed, ...]
+    more: bool
+    """Ask again, `after` the last of these."""
+    complete: bool
+    """False: the journal cannot vouch that it holds all that was published in the range."""
+
+
+class Refused(
+    msgspec.Struct, tag_field="type", tag="refused", frozen=True, kw_only=True, omit_defaults=True
+):
+    """Answer to a `replay` that cannot be served."""
+
+    v: int = msgspec.field(default_factory=lambda: VERSION)
+    id: int
+    code: str
+    message: str
+
+
+ReplayAnswer = Page | Refused
+
 _SHOWN_CHARS = 200
 
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+_replay_decoder: msgspec.json.Decoder[Replay] = msgspec.json.Decoder(Replay)
+_answer_decoder: msgspec.json.Decoder[ReplayAnswer] = msgspec.json.Decoder(ReplayAnswer)
 
 
 class WireError(ValueError):
@@ -297,7 +360,7 @@ def _shown(error: Exception) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
-def encode(message: ServerMessage | ClientMessage) -> bytes:
+def encode(message: ServerMessage | ClientMessage | Replay | ReplayAnswer) -> bytes:
     """Write one message as UTF-8 JSON."""
     return _encoder.encode(message)
 
@@ -322,6 +385,30 @@ def decode_server(data: bytes | str) -> ServerMessage:
     """
     try:
         return _server_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(_shown(error)) from error
+
+
+def decode_replay(data: bytes) -> Replay:
+    """Read what a subscriber asks for.
+
+    Raises:
+        WireError: Not a `replay`.
+    """
+    try:
+        return _replay_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(_shown(error)) from error
+
+
+def decode_answer(data: bytes) -> ReplayAnswer:
+    """Read the answer to a `replay`.
+
+    Raises:
+        WireError: Not JSON, unknown type, or a value of the wrong type.
+    """
+    try:
+        return _answer_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(_shown(error)) from error
 

@@ -19,11 +19,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+from voiced.daemon import wire
 from voiced.plugins.curve import CurveKeys
 from voiced.plugins.errors import PluginError, PluginNotFound
+from voiced.plugins.position import PositionFile, default_folder, place_of
 from voiced.plugins.sdk import DEFAULT_INGEST, IntentPublisher, Plugin, PluginContext
 from voiced.plugins.subscriber import (
     DEFAULT_BUS,
@@ -39,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 GROUP = "voiced.plugins"
 EXIT_OK, EXIT_FAILED = 0, 1
+StartFrom = Literal["last", "now", "beginning"]
 _STDERR_FD = 2
 
 
@@ -159,12 +163,20 @@ def dispatch(plugin: Plugin, item: BusItem) -> None:
 
 
 def serve(
-    name: str, plugin: Plugin, subscriber: BusSubscriber, watchdog: Watchdog, limits: Limits
+    name: str,
+    plugin: Plugin,
+    subscriber: BusSubscriber,
+    watchdog: Watchdog,
+    limits: Limits,
+    kept: PositionFile | None = None,
 ) -> int:
     """Feed the plugin until the subscriber is interrupted or the plugin fails too often."""
-    messages = failures = in_a_row = 0
+    messages = failures = in_a_row = too_old = 0
     for item in subscriber:
         _log_event(name, item)
+        if subscriber.is_replayed and _is_too_old(item, plugin.max_age_s):
+            too_old += 1
+            continue
         messages += 1
         try:
             with watchdog.watching(f"{name}: {_ids(item)}", limits.handler_s):
@@ -174,14 +186,19 @@ def serve(
             failures += 1
             in_a_row += 1
             logger.exception("plugin failed on one message plugin=%s %s", name, _ids(item))
-            if in_a_row >= limits.failures_in_a_row:
+            if in_a_row >= limits.failures_in_a_row:  # these come again in the next process
                 logger.critical("plugin gives up plugin=%s failures_in_a_row=%d", name, in_a_row)
                 return EXIT_FAILED
+        if kept is not None and (place := place_of(item)) is not None:
+            kept.save(place)
     logger.info(
-        "plugin stopped plugin=%s messages=%d failures=%d duplicates=%d rubbish=%d",
+        "plugin stopped plugin=%s messages=%d failures=%d replayed=%d too_old=%d duplicates=%d "
+        "rubbish=%d",
         name,
         messages,
         failures,
+        subscriber.replayed,
+        too_old,
         subscriber.duplicates,
         subscriber.rubbish,
     )
@@ -195,6 +212,9 @@ def run_plugin(
     options: Mapping[str, Any] | None = None,
     *,
     curve: CurveKeys | None = None,
+    replay: str | None = None,
+    start_from: StartFrom | None = None,
+    folder: Path | None = None,
     limits: Limits | None = None,
 ) -> int:
     """Run a plugin until SIGTERM or SIGINT; the return value is the process's exit code.
@@ -202,20 +222,38 @@ def run_plugin(
     The bus is joined before `setup` runs, so that what is said during a long setup waits in the
     queue. Signals are handled when called in the main thread; a second one ends at once.
 
+    Args:
+        name: Installed name, or `package.module:Class`.
+        bus_endpoint: The daemon's PUB socket.
+        ingest_endpoint: The daemon's PULL socket.
+        options: The plugin's own.
+        replay: The daemon's ROUTER socket: what was missed is fetched there. None: nothing is.
+        start_from: Where to begin; None: as the plugin says.
+        folder: Where the position is kept; None: the usual place.
+        limits: What the plugin may do before its process ends.
+
     Raises:
         PluginError: The plugin, its options or a file that they name cannot be used.
         ValueError: An endpoint cannot be used.
     """
     limits = limits or Limits()
     plugin_class = load_plugin(name)
+    start_from = start_from or plugin_class.start_from
+    kept = None if replay is None else PositionFile(folder or default_folder(name))
+    since_ms = 0 if start_from == "beginning" else None
     with (
         IntentPublisher(ingest_endpoint, curve=curve) as publisher,
-        BusSubscriber(bus_endpoint, plugin_class.topics, curve=curve) as subscriber,
+        BusSubscriber(
+            bus_endpoint, plugin_class.topics, curve=curve, replay=replay, start=since_ms
+        ) as subscriber,
         _signals_interrupt(subscriber),
         Watchdog() as watchdog,
     ):
         context = PluginContext(plugin_class.name, options or {}, publisher)
-        return _set_up_and_serve(name, plugin_class, context, subscriber, watchdog, limits)
+        resume_from = kept if start_from == "last" else None
+        return _set_up_and_serve(
+            name, plugin_class, context, subscriber, watchdog, limits, kept, resume_from
+        )
 
 
 def _set_up_and_serve(
@@ -225,14 +263,19 @@ def _set_up_and_serve(
     subscriber: BusSubscriber,
     watchdog: Watchdog,
     limits: Limits,
+    kept: PositionFile | None,
+    resume_from: PositionFile | None,
 ) -> int:
     plugin: Plugin | None = None
     try:
         with watchdog.watching(f"{name}: setup", limits.setup_s):
             plugin = plugin_class()
             plugin.setup(context)
+            position = plugin.position()
+        if resume_from is not None and (position := position or resume_from.load()) is not None:
+            subscriber.start_at(position)
         logger.info("plugin started plugin=%s pid=%d", name, os.getpid())
-        return serve(name, plugin, subscriber, watchdog, limits)
+        return serve(name, plugin, subscriber, watchdog, limits, kept)
     except PluginError:  # options, or files that they name: a new start would not mend them
         raise
     except Exception:
@@ -274,6 +317,12 @@ def _log_event(name: str, item: BusItem) -> None:
         logger.warning("plugin %s: %s", name, item)
     elif isinstance(item, Regained):
         logger.info("plugin %s: %s", name, item)
+
+
+def _is_too_old(item: BusItem, max_age_s: float | None) -> bool:
+    if max_age_s is None or not isinstance(item, wire.Message) or item.wall_ms is None:
+        return False
+    return time.time() - item.wall_ms / 1000 > max_age_s
 
 
 def _ids(item: BusItem) -> str:

@@ -9,7 +9,7 @@ import difflib
 import logging
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import msgspec
 import zmq
@@ -160,6 +160,12 @@ class Plugin:
     """Used in logs, in `intent.plugin` and as the default name."""
     topics: tuple[str, ...] = ()
     """Beginnings of the topics to receive, e.g. `("final/",)`; empty means everything."""
+    start_from: Literal["last", "now"] = "last"
+    """Where a new process begins: behind the last final that it had, or with what comes now.
+    `voiced plugins run --from` says otherwise."""
+    max_age_s: float | None = None
+    """Finals out of the journal that are older are left out: for a plugin whose acts come too
+    late then."""
     context: PluginContext
 
     def setup(self, context: PluginContext) -> None:
@@ -194,6 +200,15 @@ class Plugin:
 
     def on_connection(self, event: Restarted | Lost | Regained) -> None:
         """The daemon restarted, went silent or is heard again; the runner has logged it."""
+
+    def position(self) -> wire.Position | None:
+        """Return the last final that has had its effect; called once, after `setup`.
+
+        A plugin that keeps this with the effect itself has each final exactly once, whenever its
+        process ends. None: the runner's own note counts, which is written after the handler; a
+        process that is killed between the two gets that one final again.
+        """
+        return None
 
     def close(self) -> None:
         """Called once at the end, also after failures."""

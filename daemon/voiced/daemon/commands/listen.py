@@ -25,6 +25,8 @@ def listen(
     count: int | None = None,
     *,
     curve: CurveKeys | None = None,
+    replay: str | None = None,
+    since_ms: int | None = None,
     out: TextIO | None = None,
     err: TextIO | None = None,
 ) -> int:
@@ -36,6 +38,8 @@ def listen(
         as_json: One JSON object a line, as on the bus; losses as `{"type": "gap", …}`.
         curve: For a bus that is closed to others.
         count: Messages to print; losses and restarts do not count.
+        replay: The daemon's ROUTER socket, for what was before.
+        since_ms: Begin with the journal's last words since this Unix time.
         out: Where messages go; standard output by default.
         err: Where losses and restarts go without `as_json`; standard error by default.
 
@@ -51,7 +55,9 @@ def listen(
         print(f"voiced: {text}", file=err)
         return EXIT_USAGE
     try:
-        subscriber = BusSubscriber(endpoint, [f"{each}/" for each in types], curve=curve)
+        subscriber = BusSubscriber(
+            endpoint, [f"{each}/" for each in types], curve=curve, replay=replay, start=since_ms
+        )
     except ValueError as error:
         print(f"voiced: {error}", file=err)
         return EXIT_USAGE

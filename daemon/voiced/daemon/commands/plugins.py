@@ -6,7 +6,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from voiced.plugins.curve import CurveKeys
@@ -43,6 +43,9 @@ def plugins_run(
     settings: Sequence[str] = (),
     *,
     curve: CurveKeys | None = None,
+    replay: str | None = None,
+    start_from: Literal["last", "now", "beginning"] | None = None,
+    folder: Path | None = None,
 ) -> int:
     """Run one plugin until SIGTERM or SIGINT.
 
@@ -53,6 +56,9 @@ def plugins_run(
         config: TOML file; its table `[plugins.NAME]` are the options.
         settings: `key=value` pairs that go over those of the file.
         curve: For a bus that is closed to others.
+        replay: The daemon's ROUTER socket for what was missed.
+        start_from: Where to begin; None: as the plugin says.
+        folder: Where the plugin's position is kept; None: the usual place.
 
     Returns:
         0 stopped by a signal, 1 failed or hung, 2 unusable name, options or file.
@@ -61,8 +67,16 @@ def plugins_run(
     from voiced.plugins.runner import run_plugin
 
     try:
-        options = read_options(name, config, settings)
-        return run_plugin(name, bus, ingest, options, curve=curve)
+        return run_plugin(
+            name,
+            bus,
+            ingest,
+            read_options(name, config, settings),
+            curve=curve,
+            replay=replay,
+            start_from=start_from,
+            folder=folder,
+        )
     except (PluginError, ValueError) as error:
         print(f"voiced: {error}", file=sys.stderr)
         return EXIT_USAGE

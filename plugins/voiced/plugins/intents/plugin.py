@@ -35,6 +35,8 @@ class IntentsPlugin(Plugin):
     """Recognises spoken commands by sentence templates, English and Mandarin built in."""
 
     name = "intents"
+    start_from = "now"
+    max_age_s = 5.0  # an act on the car that comes later surprises whoever sits in it
     topics = ("final/", "eager_final/")
 
     def setup(self, context: PluginContext) -> None:
@@ -50,6 +52,8 @@ class IntentsPlugin(Plugin):
 
     def on_final(self, message: wire.Final) -> None:
         """Match the text and publish what it means, unless that was done before."""
+        if message.recovered is not None:
+            return  # said before the daemon was started: too late to act on
         early = self._early.pop(message.stream, None)
         match = self._match(message)
         if match is not None and early != (message.segment, match):

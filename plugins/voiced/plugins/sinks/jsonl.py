@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from voiced.daemon import wire
@@ -19,7 +20,17 @@ from voiced.plugins.subscriber import Gap
 logger = logging.getLogger(__name__)
 
 WARN_EVERY_S = 60.0
+_TAIL_BYTES = 1 << 20
+"""Looked at for the last line; the longest line is far shorter."""
 _MODE = 0o600  # what people said is private
+
+
+class _Place(msgspec.Struct):
+    """What a line says of its place: a final has `seq`, a gap `last`."""
+
+    epoch: str | None = None
+    seq: int | None = None
+    last: int | None = None
 
 
 class JsonlOptions(BaseModel):
@@ -141,6 +152,29 @@ class LineFile:
             self._told_s, self._told_lost = now_s, self.lost
 
 
+def last_place(path: Path) -> wire.Position | None:
+    """Place on the bus of the last whole line of a file; None when it has none.
+
+    Raises:
+        OSError: The file is there and cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return None
+    for line in reversed(lines):
+        try:
+            place = msgspec.json.decode(line, type=_Place)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue  # torn, or the end of a line that begins further up
+        if place.epoch is not None and (seq := place.last or place.seq) is not None:
+            return wire.Position(place.epoch, seq)
+    return None
+
+
 class JsonlPlugin(Plugin):
     """Appends each final to a file, one JSON object a line, as it was on the bus."""
 
@@ -151,12 +185,21 @@ class JsonlPlugin(Plugin):
         """Read the options; the file is opened with the first line."""
         super().setup(context)
         options = context.options(JsonlOptions)
+        self._path = options.path.expanduser()
         self._file = LineFile(
-            options.path.expanduser(),
+            self._path,
             max_bytes=round(options.max_mb * 1_000_000),
             keep=options.keep,
             fsync=options.fsync == "always",
         )
+
+    def position(self) -> wire.Position | None:
+        """The last line is the position: a line and its place cannot come apart."""
+        for path in (self._path, Path(f"{self._path}.1")):
+            place = last_place(path)
+            if place is not None:
+                return place
+        return None
 
     def on_final(self, message: wire.Final) -> None:
         """Write the message."""

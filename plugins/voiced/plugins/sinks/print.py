@@ -28,6 +28,7 @@ class PrintPlugin(Plugin):
     """Prints what was said and what was understood, one line each."""
 
     name = "print"
+    start_from = "now"
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console

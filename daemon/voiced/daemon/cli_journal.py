@@ -1,0 +1,79 @@
+"""`voiced journal …` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from voiced.daemon.cli_group import group
+
+journal_app = group("Read, export and delete what the daemon has kept.")
+
+JournalFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--folder", help="Folder of the journal; default: from the settings.", metavar="DIR"
+    ),
+]
+Since = Annotated[
+    str | None,
+    typer.Option(help="From then on: 90s, 15m, 2h, 7d, all, or 2026-03-01T08:00.", metavar="WHEN"),
+]
+Before = Annotated[str | None, typer.Option(help="Only what is older; as --since.", metavar="WHEN")]
+StreamOption = Annotated[
+    str | None, typer.Option("--stream", help="Only of this stream.", metavar="NAME")
+]
+
+
+@journal_app.command("list")
+def _journal_list(
+    folder: JournalFolder = None,
+    since: Since = None,
+    before: Before = None,
+    stream: StreamOption = None,
+    last: Annotated[int | None, typer.Option(help="Only the last so many.", min=1)] = None,
+) -> None:
+    """Print what was said, one line each: time, stream, segment, text."""
+    from voiced.daemon.commands.journal import Selection, journal_list
+
+    raise typer.Exit(journal_list(folder, Selection.of(since, before, stream), last=last))
+
+
+@journal_app.command("export")
+def _journal_export(
+    output_format: Annotated[
+        Literal["jsonl", "csv", "srt"], typer.Option("--format", help="What to write.")
+    ] = "jsonl",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File; default: standard output.", metavar="FILE"),
+    ] = None,
+    folder: JournalFolder = None,
+    since: Since = None,
+    before: Before = None,
+    stream: StreamOption = None,
+) -> None:
+    """Write entries: as they were on the bus, as a table, or as subtitles of one stream."""
+    from voiced.daemon.commands.journal import Selection, journal_export
+
+    raise typer.Exit(
+        journal_export(folder, Selection.of(since, before, stream), output_format, out)
+    )
+
+
+@journal_app.command("purge")
+def _journal_purge(
+    older_than: Annotated[
+        str | None, typer.Option(help="Delete what is older: 7d, 2h, or a time.", metavar="WHEN")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Delete everything, the spool's audio too.")
+    ] = False,
+    folder: JournalFolder = None,
+) -> None:
+    """Delete entries for good: their bytes are overwritten, the space is given back."""
+    from voiced.daemon.commands.journal import journal_purge
+
+    raise typer.Exit(journal_purge(folder, older_than=older_than, everything=everything))

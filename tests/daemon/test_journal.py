@@ -1,0 +1,287 @@
+"""The journal's file: order, one entry for a segment, retention, damage."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.daemon.kept import DAY_MS, NOW_MS, final, places
+
+from voiced.daemon.errors import JournalBusy, JournalDamaged, JournalMissing, JournalUnusable
+from voiced.daemon.journal import Journal, Record
+from voiced.daemon.journal_file import FolderLock, default_folder, set_aside
+from voiced.daemon.journal_reader import JournalReader, purge_file
+from voiced.daemon.wire import Failed, decode_server
+
+
+def open_journal(path: Path, epoch: str = "e1", *, keep_text: bool = True) -> Journal:
+    return Journal(path, epoch, started_ms=NOW_MS, survives_power_cut=False, keep_text=keep_text)
+
+
+def written(path: Path, *records: Record, epoch: str = "e1") -> None:
+    journal = open_journal(path, epoch)
+    journal.append(records)
+    journal.close()
+
+
+def test_entries_come_back_as_they_were_on_the_bus(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    record = final(7)
+    failed = Failed(
+        stream="desk", epoch="e1", seq=9, wall_ms=NOW_MS, segment=8, code="busy", message="full"
+    )
+    written(path, record, Record(failed))
+    with JournalReader(path) as reader:
+        batch = reader.read()
+    assert [decode_server(each.body) for each in batch.entries] == [record.message, failed]
+    assert batch.is_complete
+    assert not batch.more
+
+
+def test_order_is_that_of_the_bus_over_restarts_and_late_writes(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, final(5), final(3))
+    written(path, final(1, epoch="e2", segment=21), epoch="e2")
+    written(path, final(4, epoch="e2", segment=22), final(2, epoch="e2", segment=23), epoch="e2")
+    assert places(path) == [("e1", 3), ("e1", 5), ("e2", 1), ("e2", 2), ("e2", 4)]
+    assert places(path, after=("e1", 3)) == [("e1", 5), ("e2", 1), ("e2", 2), ("e2", 4)]
+    assert places(path, after=("e1", 3), until=("e2", 2)) == [("e1", 5), ("e2", 1), ("e2", 2)]
+    assert places(path, after=("e2", 0), until=("e2", 0)) == []
+
+
+def test_a_segment_has_one_entry_however_often_its_answer_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, final(5, segment=40), final(6, segment=40, text="again"))
+    again = final(1, epoch="e2", segment=40, recovered="e1", text="after a crash")
+    written(path, again, epoch="e2")
+    assert places(path) == [("e1", 5)]
+    journal = open_journal(path, "e3")
+    assert journal.has("e1", 40)
+    assert not journal.has("e2", 40)
+    journal.close()
+
+
+def test_pages_are_bounded_in_number_and_in_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, *(final(seq) for seq in range(1, 8)))
+    with JournalReader(path) as reader:
+        first = reader.read(limit=3)
+        assert [each.seq for each in first.entries] == [1, 2, 3]
+        assert first.more
+        rest = reader.read(after=("e1", 3), limit=4)
+        assert [each.seq for each in rest.entries] == [4, 5, 6, 7]
+        assert not rest.more
+    large = tmp_path / "large.db"
+    written(large, *(final(seq, text="x" * 300_000) for seq in range(1, 5)))
+    with JournalReader(large) as reader:
+        batch = reader.read()
+        assert len(batch.entries) == 1  # its body has the text twice
+        assert batch.more
+
+
+def test_a_time_or_a_stream_selects(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(
+        path,
+        final(1, wall_ms=NOW_MS - 100),
+        final(2, wall_ms=NOW_MS, stream="car"),
+        final(3, wall_ms=NOW_MS - 50),  # the clock was set back meanwhile
+    )
+    assert places(path, since_ms=NOW_MS) == [("e1", 2), ("e1", 3)]
+    assert places(path, since_ms=NOW_MS + 1) == []
+    assert places(path, before_ms=NOW_MS) == [("e1", 1), ("e1", 3)]
+    assert places(path, stream="car") == [("e1", 2)]
+
+
+def test_segment_ids_are_never_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    first = open_journal(path, "e1")
+    assert first.first_segment == 1
+    first.append([final(1, segment=99_000)])
+    first.close()
+    second = open_journal(path, "e2")
+    assert second.first_segment > 99_000
+    second.close()
+
+
+def test_a_run_that_wrote_nothing_has_its_ids_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    firsts = []
+    for epoch in ("e1", "e2", "e3"):
+        journal = open_journal(path, epoch)
+        firsts.append(journal.first_segment)
+        journal.close()
+    assert firsts == sorted(set(firsts))
+
+
+def test_without_text_nothing_said_is_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path, keep_text=False)
+    journal.append([final(1, text="secret word"), final(2, text="")])
+    journal.close()
+    assert b"secret" not in path.read_bytes()
+    with JournalReader(path) as reader:
+        kept = [decode_server(each.body) for each in reader.read().entries]
+    assert [getattr(each, "withheld", None) for each in kept] == [True, False]
+
+
+def test_old_entries_go_and_the_reader_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    unset_clock = 1_000
+    journal.append([
+        final(1, wall_ms=unset_clock),
+        final(2, wall_ms=NOW_MS - 40 * DAY_MS),
+        final(3, wall_ms=unset_clock),
+        final(4, wall_ms=NOW_MS),
+    ])  # fmt: skip
+    assert journal.retain(before_ms=NOW_MS - 30 * DAY_MS, max_bytes=1 << 30) == 2
+    journal.close()
+    assert places(path) == [("e1", 3), ("e1", 4)]
+    with JournalReader(path) as reader:
+        assert not reader.read(after=("e1", 1)).is_complete
+        assert reader.read(after=("e1", 2)).is_complete
+        assert not reader.read(after=("never heard of", 2)).is_complete
+
+
+def test_the_oldest_go_when_the_file_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    journal.append(final(seq, text="x" * 5_000) for seq in range(1, 101))
+    assert journal.retain(before_ms=0, max_bytes=500_000) >= 50
+    journal.close()
+    assert places(path, limit=1_000)[-1] == ("e1", 100)
+    assert path.stat().st_size < 800_000
+
+
+def test_losses_of_the_journal_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    journal.append([final(1), final(3)], [("e1", 2)])
+    journal.close()
+    with JournalReader(path) as reader:
+        assert not reader.read().is_complete
+        assert reader.read(after=("e1", 2)).is_complete
+        assert reader.read(until=("e1", 1)).is_complete
+
+
+def test_an_append_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    journal._database.execute("PRAGMA max_page_count = 14")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        journal.append(final(seq, text="x" * 5_000) for seq in range(1, 50))
+    journal._database.execute("PRAGMA max_page_count = 100000")
+    journal.append([final(50)])
+    journal.close()
+    assert places(path) == [("e1", 50)]
+
+
+def test_purge_removes_entries_and_every_trace_of_the_words(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, final(1, text="secret word", wall_ms=NOW_MS - DAY_MS), final(2, text="hello"))
+    assert purge_file(path, before_ms=NOW_MS) == 1
+    assert places(path) == [("e1", 2)]
+    assert all(b"secret" not in each.read_bytes() for each in tmp_path.iterdir())
+    assert purge_file(path, before_ms=None) == 1
+    assert places(path) == []
+
+
+def test_a_purge_beside_a_daemon_leaves_both_working(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    journal.append([final(1, text="secret word")])
+    assert purge_file(path, before_ms=None) == 1
+    journal.append([final(2)])
+    journal.close()
+    assert places(path) == [("e1", 2)]
+    assert all(b"secret" not in each.read_bytes() for each in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content", [b"no database at all" * 100, b"SQLite format 3\0" + b"\7" * 8000]
+)
+def test_a_file_that_is_no_journal_is_refused_and_can_be_set_aside(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "j.db"
+    path.write_bytes(content)
+    with pytest.raises(JournalDamaged, match="no sound journal"):
+        open_journal(path)
+    with pytest.raises(JournalDamaged):
+        JournalReader(path)
+    aside = set_aside(path, wall_ms=NOW_MS)
+    assert aside.read_bytes() == content
+    written(path, final(1))
+    assert places(path) == [("e1", 1)]
+
+
+def test_damage_inside_of_a_journal_is_found_at_its_opening(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, *(final(seq, text="x" * 500) for seq in range(1, 200)))
+    data = bytearray(path.read_bytes())
+    data[8 * 4096 : 20 * 4096] = b"\xff" * (12 * 4096)
+    path.write_bytes(data)
+    with pytest.raises(JournalDamaged):
+        open_journal(path, "e2")
+
+
+def test_a_journal_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    written(path, final(1))
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 9")
+    database.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalUnusable, match="layout 9, expected 1"):
+        open_journal(path)
+    with pytest.raises(JournalUnusable):
+        JournalReader(path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_journal_is_named_with_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(JournalMissing, match=r"journal\.enabled"):
+        JournalReader(tmp_path / "none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_private(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    lock = FolderLock(folder)
+    written(folder / "j.db", final(1))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in folder.iterdir()} == {0o600}
+    lock.close()
+
+
+def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from voiced.daemon.journal_file import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(JournalBusy, match=f"process {holder.pid};"):
+            FolderLock(tmp_path)
+        holder.kill()
+    FolderLock(tmp_path).close()  # the system let go of it
+
+
+def test_the_folder_is_the_service_managers_or_the_users() -> None:
+    assert default_folder({"STATE_DIRECTORY": "/var/lib/v:/var/lib/v/models"}) == Path("/var/lib/v")
+    assert default_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/voiced")
+    assert default_folder({}) == Path.home() / ".local" / "state" / "voiced"
+    assert os.environ.get("STATE_DIRECTORY") is None
