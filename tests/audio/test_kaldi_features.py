@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tests.audio.fireredasr_sounds import CMVN_SEED, GOLDENS, SOUNDS
+from tests.audio.fireredasr_sounds import sound as sound_of
+from tests.engine.fireredasr_cases import unpacked
+from tests.engine.tiny_fireredasr import cmvn
 
 from voiced.audio.features.kaldi import MELS, Cmvn, features, filter_bank, frames_of
+from voiced.engine.build.fireredasr_checkpoint import read_cmvn
 
 Pcm = npt.NDArray[np.int16]
 
@@ -89,3 +95,13 @@ def test_a_normalisation_of_another_size_is_refused(tmp_path: Path) -> None:
     np.zeros(2 * MELS + 1).tofile(tmp_path / "cmvn")
     with pytest.raises(ValueError, match=r"cmvn: found 161 numbers, expected 160"):
         Cmvn.read(tmp_path / "cmvn")
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_features_are_those_of_the_published_front_end(name: str, tmp_path: Path) -> None:
+    stored = unpacked(json.loads(GOLDENS.read_text(encoding="utf-8"))[name])
+    (tmp_path / "cmvn.ark").write_bytes(cmvn(CMVN_SEED))
+    read_cmvn(tmp_path / "cmvn.ark", MELS).tofile(tmp_path / "cmvn")
+    found = features(sound_of(name), Cmvn.read(tmp_path / "cmvn"))
+    assert found.shape == stored.shape
+    assert np.abs(found - stored).max() <= 1e-5

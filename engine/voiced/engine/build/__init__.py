@@ -20,7 +20,6 @@ from voiced.engine.build.fetch import (
     unpack_wheels,
 )
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.build.silero import build_silero
 from voiced.engine.build.sources import ModelSource, find_source
 from voiced.engine.bundle import Bundle, Manifest, Source, sha256_of
 from voiced.engine.errors import BundleError, FetchError
@@ -168,6 +167,8 @@ def _build_vad(model: ModelSource, files: dict[str, Path], writer: BundleWriter)
     digests = {path: sha256_of(path) for path in files.values()}
     for path, digest in digests.items():
         if digest == model.content_sha256:
+            from voiced.engine.build.silero import build_silero
+
             return build_silero(path, writer)
     path, digest = next(iter(digests.items()))
     raise _wrong_content(model, digest, path)
