@@ -208,6 +208,7 @@ def sum_up(
         for name, value in samples.counters.items()
         if name.startswith("voiced_partials_dropped_total")
     )
+    span_s = samples.span_s or seconds
     drifts = [
         delay_drift(tally.points("final_ms"), seconds, percent=p, what=f"final p{p}, ms")
         for p in (50, 99)
@@ -239,8 +240,8 @@ def sum_up(
         late_ms=spread(pace.late_ms),
         behind_ms=pace.behind_ms,
         books=books,
-        cpu_cores=samples.cpu_s / seconds,
-        cpu_by_process={name: s / seconds for name, s in samples.by_process_cpu_s.items()},
+        cpu_cores=samples.cpu_s / span_s,
+        cpu_by_process={name: s / span_s for name, s in samples.by_process_cpu_s.items()},
         peak_rss_mb=(samples.peak_rss() - _own_peak(samples)) / 1e6,
         rss_mb={
             name: track.values[-1] / 1e6 for name, track in samples.rss.items() if track.values

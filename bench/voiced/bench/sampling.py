@@ -46,6 +46,8 @@ class Samples:
 
     cpu_s: float = 0.0
     """CPU time of all processes of the server within the run."""
+    span_s: float = 0.0
+    """From the first to the last look: the run and what it took to answer everything."""
     by_process_cpu_s: dict[str, float] = field(default_factory=dict)
     rss: dict[str, Track] = field(default_factory=dict)
     """Process → resident bytes."""
@@ -89,6 +91,7 @@ class Sampler:
         self._cpu: dict[int, float] = {}
         self._begun: dict[int, float] = {}
         self._names: dict[int, str] = {}
+        self._first_s: float | None = None
         self.samples = Samples()
 
     async def run(self, begin_s: float) -> None:
@@ -104,6 +107,8 @@ class Sampler:
 
     def look(self, at_s: float) -> None:
         """Note CPU and memory of every process."""
+        self._first_s = at_s if self._first_s is None else self._first_s
+        self.samples.span_s = at_s - self._first_s
         for pid in self._pids():
             with contextlib.suppress(OSError):  # it ended meanwhile
                 name = self._name(pid)
