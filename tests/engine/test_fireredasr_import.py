@@ -27,7 +27,7 @@ FORMS = (
     Form(),
     Form(Precision.INT8),
     Form(resident=True),
-    Form(Precision.FP16, resident=True),
+    Form(Precision.FP16, resident=True, stacked=True),
 )
 
 

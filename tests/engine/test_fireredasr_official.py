@@ -82,11 +82,16 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return opened(build_bundle(tmp_path_factory.mktemp("models") / tiny.name, tiny), tiny)
 
 
-@pytest.fixture(scope="module", params=(MODELS[0], MODELS[5]), ids=lambda tiny: tiny.name)
+@pytest.fixture(
+    scope="module",
+    params=((MODELS[0], False), (MODELS[5], True)),
+    ids=("a cache per layer", "stacked caches"),
+)
 def resident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
-    tiny: Tiny = request.param
+    tiny, stacked = request.param
     target = tmp_path_factory.mktemp("portable") / tiny.name
-    return opened(build_bundle(target, tiny, Form(resident=True), gears_s=(1, 2)), tiny)
+    form = Form(resident=True, stacked=stacked)
+    return opened(build_bundle(target, tiny, form, gears_s=(1, 2)), tiny)
 
 
 def test_the_stored_answers_are_no_empty_test() -> None:

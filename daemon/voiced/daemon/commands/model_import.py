@@ -21,7 +21,8 @@ def model_import(
         return _usage(f"found --name {name!r}, expected letters, digits, '.', '_' and '-'")
     if portable and precision == "int8":
         return _usage("found --portable with int8, expected fp32 or fp16: no converter takes int8")
-    form = Form(Precision(precision), resident=portable or precision == "fp16")
+    half = precision == "fp16"  # for cards
+    form = Form(Precision(precision), resident=portable or half, stacked=half)
     with stop_on_sigterm(), show_progress() as progress:
         path = import_fireredasr(folder, form, name=name, force=force, progress=progress)
     print(path)

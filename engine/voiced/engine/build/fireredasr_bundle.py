@@ -77,6 +77,8 @@ class Form:
     precision: Precision = Precision.FP32
     resident: bool = False
     """Caches on the device: what `voiced model convert` starts from."""
+    stacked: bool = False
+    """The layers of a cache in one tensor, which an Ascend converter needs."""
 
     @property
     def suffix(self) -> str:
@@ -196,13 +198,20 @@ def _write_graphs(
         told = _Told(tensors, progress)
         progress("writing the encoder graph")
         if form.resident:
-            write_resident_prefill(prefill, told, dims, precision, weights)
+            write_resident_prefill(prefill, told, dims, precision, weights, stacked=form.stacked)
         else:
             write_prefill(prefill, told, dims, precision, weights, max_frames=max_frames)
         progress("writing the decoder graph")
         if form.resident:
             write_resident_step(
-                step, told, dims, precision, weights, rows=RESIDENT_ROWS, smoothing=smoothing
+                step,
+                told,
+                dims,
+                precision,
+                weights,
+                rows=RESIDENT_ROWS,
+                smoothing=smoothing,
+                stacked=form.stacked,
             )
         else:
             write_step(step, told, dims, precision, weights, smoothing=smoothing)
@@ -260,6 +269,7 @@ def _manifest(
         max_s=MAX_S,
         refuse_s=REFUSE_S,
         search=search,
+        stacked=form.stacked,
         resident=resident,
     )
     frontend = FireRedFrontendInfo(

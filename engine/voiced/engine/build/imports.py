@@ -66,7 +66,7 @@ def form_of(name: str) -> tuple[str, Form] | None:
     for form in (
         Form(),
         Form(Precision.INT8),
-        Form(Precision.FP16, resident=True),
+        Form(Precision.FP16, resident=True, stacked=True),
         Form(resident=True),
     ):
         model = name.removesuffix(form.suffix)

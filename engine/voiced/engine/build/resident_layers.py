@@ -80,10 +80,15 @@ def declare_inputs(g: GraphBuilder, rows: int) -> StepInputs:
 def write_cells(g: GraphBuilder, letter: str, layer: int, new: str, at: StepInputs, d: int) -> str:
     """Put keys or values [N, B, d] into their cells; returns the cache [N, d, C], an output."""
     past = g.input(f"self_{letter}_{layer}", g.float, ["N", d, "C"])
-    placed = g.op("MatMul", g.op("Transpose", new, perm=[0, 2, 1]), at.written)  # [N, d, C]
-    cache = g.op("Add", g.op("Mul", past, at.kept), placed)
+    cache = with_cells(g, past, new, at)
     g.output(cache, f"next_{letter}_{layer}", g.float, ["N", d, "C"])
     return f"next_{letter}_{layer}"
+
+
+def with_cells(g: GraphBuilder, past: str, new: str, at: StepInputs) -> str:
+    """A cache [N, d, C] with the keys or values [N, B, d] in their cells."""
+    placed = g.op("MatMul", g.op("Transpose", new, perm=[0, 2, 1]), at.written)  # [N, d, C]
+    return g.op("Add", g.op("Mul", past, at.kept), placed)
 
 
 def _one_hot(g: GraphBuilder, ids: str, places: str) -> str:

@@ -50,10 +50,17 @@ class FireRedModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     refuse_s: int
     """From here on there are no position encodings."""
     search: FireRedSearch
+    stacked: bool = False
+    """The layers of a resident cache lie behind each other in one tensor."""
     resident: ResidentInfo | None = None
     """None: the graphs take and give their caches as host arrays. Else its `places` are the
     encoder's relative position encodings, float32[2 P, d] from distance P to 1 - P, and its spans
     count encoder frames."""
+
+    @property
+    def tensors(self) -> int:
+        """Tensors that the layers of a resident cache are in."""
+        return 1 if self.stacked else self.decoder_layers
 
     @property
     def d_head(self) -> int:

@@ -45,7 +45,13 @@ class ResidentGraphs:
         self._places = places
         self._decoder = ResidentDecoder(
             lambda axes: graphs.session("step", axes),
-            DecoderShape(info.decoder_layers, info.heads, info.d_head, SPECIALS),
+            # a stacked cache is that of one layer with all heads
+            DecoderShape(
+                info.tensors,
+                info.heads * info.decoder_layers // info.tensors,
+                info.d_head,
+                SPECIALS,
+            ),
             rows=resident.rows,
             cells={span.positions: span.cells for span in resident.spans},
             dtype=self._dtype,
@@ -88,7 +94,8 @@ class _BoundPrefill:
     """The prefill graph at one gear: its staging arrays, its call, and what it writes."""
 
     def __init__(self, session: Session, gear: Gear, info: FireRedModelInfo, places: Float) -> None:
-        n, frames, d = gear.batch, info.encoder_frames(gear.frames), info.d_model
+        n, frames = gear.batch, info.encoder_frames(gear.frames)
+        rows = info.d_model * info.decoder_layers // info.tensors
         self._info = info
         self._places = np.ascontiguousarray(places)
         self._resident = session.allocate(places.shape, places.dtype)
@@ -97,8 +104,8 @@ class _BoundPrefill:
         self.features = np.zeros((n, info.input_frames(gear.frames), info.mels), np.float32)
         self.mask = np.zeros((n, frames), np.float32)
         self.cross: dict[str, DeviceTensor] = {
-            f"cross_{letter}_{layer}": session.allocate((n, d, frames), places.dtype)
-            for layer in range(info.decoder_layers)
+            f"cross_{letter}_{layer}": session.allocate((n, rows, frames), places.dtype)
+            for layer in range(info.tensors)
             for letter in "kv"
         }
         self.cross["cross_mask"] = session.allocate((n, 1, frames), places.dtype)
