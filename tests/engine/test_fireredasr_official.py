@@ -174,8 +174,36 @@ def test_lengths_mixed_in_a_batch_find_what_each_finds_alone(host: Opened) -> No
             assert tokens == host.official(mixed[place], search)
 
 
+def test_a_dummy_row_beside_an_utterance_is_finite_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    tiny = MODELS[3]
+    bundle = Bundle.open(build_bundle(tmp_path / tiny.name, tiny))
+    prefill = OrtBackend().load(bundle.path("prefill"), threads=1)
+    dims, frames, places = tiny.dims, FRAMES[12], 30
+
+    def run(rows: int) -> dict[str, np.ndarray]:
+        given = np.zeros((rows, 4 * places + 3, dims.mels), np.float32)
+        given[0, :frames] = features(utterance_seed(tiny, 12), frames)
+        mask = np.zeros((rows, places), np.float32)
+        mask[0, : -(-frames // 4)] = 1
+        made = {"ctc": np.zeros((rows, places, dims.vocabulary), np.float32)}
+        for layer in range(dims.decoder_layers):
+            keys = (rows, dims.heads, dims.d_head, places)
+            values = (rows, dims.heads, places, dims.d_head)
+            made[f"cross_k_{layer}"] = np.zeros(keys, np.float32)
+            made[f"cross_v_{layer}"] = np.zeros(values, np.float32)
+        prefill.bind({"features": given, "mask": mask}, made).run()
+        return made
+
+    alone, beside = run(1), run(3)
+    for name, expected in alone.items():
+        assert np.isfinite(beside[name]).all()
+        assert np.abs(beside[name][:1] - expected).max() < TOLERANCE
+
+
 def test_resident_caches_find_the_official_tokens(resident: Opened) -> None:
-    for index, frames in enumerate(FRAMES):
+    for index, frames in reversed(list(enumerate(FRAMES))):  # long ones leave something to clear
         with resident.model.lend(resident.model.gears.pick(1, frames)) as loan:
             loan.prefill([resident.features(index)])
             for search in SEARCHES[1:3]:
