@@ -76,6 +76,10 @@ test: lint test-models ## lint, types and the whole test suite
 install: ## install into PREFIX (default /opt/voiced), with systemd units; DESTDIR= for packaging
 	tools/install "$(PREFIX)" "$(DESTDIR)" "$(UNITDIR)"
 
+.PHONY: audit
+audit: $(VENV)/.dev ## licences, withdrawn versions and known holes of what we depend on
+	tools/audit
+
 .PHONY: pin
 pin: ## write both constraints files anew (needs uv)
 	tools/pin

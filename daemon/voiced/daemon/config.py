@@ -615,6 +615,9 @@ def _read_file(path: Path, gathered: _Gathered) -> None:
         rule = f"must be UTF-8 text; byte {error.start} is not"
         gathered.problems.append(Problem(source, "", rule))
         return
+    except RecursionError:
+        gathered.problems.append(Problem(source, "", "is nested too deeply"))
+        return
     except tomllib.TOMLDecodeError as error:
         gathered.problems.append(Problem(source, "", f"is not TOML: {_lower_first(str(error))}"))
         return

@@ -101,6 +101,9 @@ class EventsClient:
 
 def wanted_topics(path: str) -> tuple[bytes, ...]:
     """Read `?topics=final/,partial/desk`; none: everything."""
-    values = parse_qs(urlsplit(path).query, max_num_fields=8).get("topics", [])
+    try:
+        values = parse_qs(urlsplit(path).query, max_num_fields=8).get("topics", [])
+    except ValueError:  # no address, or too many fields: as if none were named
+        return ()
     names = [part.strip() for value in values for part in value.split(",")]
     return tuple(name.encode() for name in names[:MAX_TOPICS] if name)

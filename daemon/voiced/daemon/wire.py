@@ -373,7 +373,7 @@ def decode_client(data: bytes | str) -> ClientMessage:
     """
     try:
         return _client_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise WireError(_shown(error)) from error
 
 
@@ -385,7 +385,7 @@ def decode_server(data: bytes | str) -> ServerMessage:
     """
     try:
         return _server_decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise WireError(_shown(error)) from error
 
 

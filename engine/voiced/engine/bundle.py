@@ -172,7 +172,7 @@ class Bundle:
             ) from None
         except OSError as error:
             raise _unreadable(manifest_path, error, next_step) from error
-        manifest = _parse(manifest_path, raw, next_step)
+        manifest = parse_manifest(manifest_path, raw, next_step)
         _check_names(manifest_path, manifest, next_step)
         _check_files(path, manifest, next_step, hashed=verify == "hash")
         return cls(path, manifest, hashlib.sha256(raw).hexdigest())
@@ -292,10 +292,15 @@ def check_consistency(path: Path, manifest: Manifest) -> None:
     _check_names(path, manifest, next_step="")
 
 
-def _parse(path: Path, raw: bytes, next_step: str) -> Manifest:
+def parse_manifest(path: Path, raw: bytes, next_step: str = "") -> Manifest:
+    """Read the content of a manifest; `path` names it in errors.
+
+    Raises:
+        BundleError: It is none of this format.
+    """
     try:
         fields = json.loads(raw)
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError alike
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, JSONDecodeError; nesting
         raise BundleError(
             path, found=f"bad JSON ({error})", expected="a JSON object", next_step=next_step
         ) from error
@@ -319,7 +324,7 @@ def _parse(path: Path, raw: bytes, next_step: str) -> Manifest:
         )
     try:
         return msgspec.convert(fields, Manifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:  # half a surrogate pair in a name
         raise BundleError(
             path,
             found=str(error)[:1].lower() + str(error)[1:],

@@ -214,7 +214,9 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, Any]]:
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise MediaError(path, "the file is empty")
         # A name such as `concat:x|y` or a playlist inside must not reach beyond local files.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(
+            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
     except av.InvalidDataError as error:
         raise MediaError(path, "not a media file that FFmpeg knows, or its head is lost") from error
     except (av.FFmpegError, OSError) as error:
