@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.engine.fireredasr_bundles import build_bundle
+from tests.engine.tiny_fireredasr import Tiny
 from tests.engine.tiny_whisper import build_tiny_whisper
 
 from voiced.bench import selftest as bench
@@ -175,3 +177,13 @@ def _with_model(bundle: Bundle, model: dict[str, object]) -> object:
     import msgspec
 
     return msgspec.structs.replace(bundle.manifest, model=model)
+
+
+def test_fireredasr_is_tested_too(tmp_path: Path) -> None:
+    bundle = Bundle.open(build_bundle(tmp_path / "fire", Tiny(2, 2, end_bias=5.0), gears_s=(1, 2)))
+    found = results(bundle, OrtBackend, device="cpu", beam=3)
+    assert {check.status for check in found.values()} <= {
+        *(Status.PASSED, Status.MEASURED, Status.NOT_RUN)
+    }
+    assert found["golden pair"].status is Status.PASSED
+    assert found["gears in turn"].status is Status.PASSED

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from voiced.bench.report import Table, plain_table
+from voiced.bench.subjects import load_model
 from voiced.engine import golden
 from voiced.engine.backends.base import Backend, Traffic
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import BackendFailed, BundleError, EngineError
-from voiced.engine.families.whisper_model import Utterance, WhisperModel
 from voiced.engine.types import Gear
 
 NO_CARD = "no Ascend device"
@@ -114,23 +114,9 @@ class Subject:
     """A loaded model and one sound per gear."""
 
     def __init__(self, plan: Plan, bundle: Bundle, backend: Backend) -> None:
-        if bundle.manifest.family != "whisper":
-            raise BundleError(
-                bundle.root,
-                found=f"family {bundle.manifest.family}",
-                expected="one that the self-test knows: whisper",
-            )
         self.backend = backend
-        self.model = WhisperModel(
-            bundle.root,
-            bundle.manifest,
-            backend,
-            threads=plan.threads,
-            max_batch=1,
-            max_beam=plan.beam,
-        )
+        self.model = load_model(bundle, backend, threads=plan.threads, beam=plan.beam)
         self._beam = plan.beam
-        self.language = self.model.languages[0]
         longest = round(plan.longest_s * 100)
         gears = sorted(g for g in self.model.gears if g.batch == 1)
         self.gears = [g for g in gears if g.frames <= longest] or gears[:1]
@@ -150,19 +136,17 @@ class Subject:
             loan.prefill([features])
             prefilled, prefill_ms = model.traffic, _ms_since(begun)
             begun = time.perf_counter()
-            utterance = Utterance(len(pcm), self.language)
-            (found,) = model.decode(loan, [utterance], beam=beam or self._beam, configured=())
+            best = model.decode(loan, pcm, features, beam or self._beam)
             decoded, decode_ms = model.traffic, _ms_since(begun)
-            scores, first = model.first_tokens(loan, language=self.language, top=5)
+            scores, first = model.first_tokens(loan)
             keys, _ = loan.sample()
-        best = found.hypotheses[0]
         return Answer(
             keys=keys[::8].copy(),
             scores=scores,
             first=tuple(int(t) for t in first),
             tokens=best.tokens,
             score=best.score,
-            steps=found.steps,
+            steps=best.steps,
             prefill_ms=prefill_ms,
             decode_ms=decode_ms,
             prefill_bytes=prefilled - before,
@@ -312,7 +296,7 @@ def drift(plan: Plan, subject: Subject, reference: Mapping[Gear, Answer]) -> Che
 def traffic(plan: Plan, subject: Subject) -> Check:
     """What crosses per utterance and per step."""
     name = "host and device"
-    resident = subject.model.info.resident is not None
+    resident = subject.model.is_resident
     rows = []
     problems = []
     for gear in subject.gears:
@@ -321,7 +305,7 @@ def traffic(plan: Plan, subject: Subject) -> Check:
         up, down = (
             n / calls for n in (found.decode_bytes.to_device, found.decode_bytes.from_device)
         )
-        features = subject.model.info.mels * gear.frames * 4
+        features = subject.model.mels * gear.frames * 4
         rows.append(
             (f"{gear.frames / 100:g} s", str(found.prefill_bytes.to_device),
              str(found.prefill_bytes.from_device), str(found.steps), f"{up:.0f}", f"{down:.0f}")
