@@ -109,14 +109,15 @@ def read_speech(clips: Sequence[Clip], seconds: float) -> npt.NDArray[np.float32
     for _, clip in sorted(order, key=lambda each: each[0]):
         if samples >= seconds * RATE_HZ:
             break
-        parts += [_to_float(read_clip(clip)), np.zeros(RATE_HZ // 2, np.float32)]
+        parts += [to_float(read_clip(clip)), np.zeros(RATE_HZ // 2, np.float32)]
         samples += len(parts[-2]) + len(parts[-1])
     if not parts:
         raise CorpusError("no speech clip among the recordings")
     return np.concatenate(parts)
 
 
-def _to_float(pcm: Pcm) -> npt.NDArray[np.float32]:
+def to_float(pcm: Pcm) -> npt.NDArray[np.float32]:
+    """Convert to float32[n] in [-1, 1]."""
     return np.divide(pcm, _PCM_SCALE, dtype=np.float32)
 
 
@@ -145,7 +146,7 @@ class Segmentation:
             next_id=lambda: next(self._ids),
             language=language,
         )
-        events = front.feed(AudioFrame(0, _to_float(pcm))) + front.finish()
+        events = front.feed(AudioFrame(0, to_float(pcm))) + front.finish()
         return [event.segment for event in events if isinstance(event, SegmentClosed)]
 
 
@@ -221,7 +222,7 @@ class FasterWhisper:
 
     def transcribe(self, pcm: Pcm, language: str | None) -> Answer:
         """Recognise a clip; its segments are produced as they are asked for."""
-        samples = _to_float(pcm)
+        samples = to_float(pcm)
         started_ns = time.perf_counter_ns()
         segments, _ = self._model.transcribe(
             samples, language=language, beam_size=self._beam, **FASTER_WHISPER_OPTIONS

@@ -56,3 +56,31 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
                 json_path=json_path,
             )
         )
+
+    @bench.command("vad")
+    def _vad(
+        folder: Corpus,
+        sets: Sets = None,
+        limit: Limit = 20,
+        peers: Annotated[
+            list[str] | None, typer.Option("--peer", help="Also this detector: firered.")
+        ] = None,
+        seed: Annotated[int, typer.Option(help="Another seed is another noise.", min=0)] = 0,
+        json_path: JsonFile = None,
+    ) -> None:
+        """What each detector misses, invents, cuts and delays in noise, from clean to 0 dB.
+
+        The noise is that of the folder's clips without speech.
+        """
+        from voiced.daemon.commands.realtime import vad
+
+        done(
+            vad(
+                folder,
+                sets=sets or (),
+                limit=limit,
+                peers=peers or (),
+                seed=seed,
+                json_path=json_path,
+            )
+        )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from voiced.audio.vad import VadFactory, VadKind
+from voiced.audio.front import FrontSettings
+from voiced.audio.vad import VadFactory, VadKind, VadModel
 from voiced.bench import accuracy
 from voiced.bench import partials as partials_bench
-from voiced.bench.corpus import load_corpus
+from voiced.bench import vad as vad_bench
+from voiced.bench.corpus import Clip, load_corpus
+from voiced.bench.errors import CorpusError, PeerUnavailable
 from voiced.bench.machine import describe
 from voiced.bench.normalise import best_normaliser
 from voiced.bench.replay import Replay
 from voiced.bench.report import Report, progress, publish
-from voiced.bench.systems import read_pcm
+from voiced.bench.systems import read_clip, to_float
 from voiced.daemon.app import front_defaults, session_settings
 from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.config import Settings, parse_assignment
@@ -24,6 +28,7 @@ from voiced.daemon.config import load as load_config
 from voiced.engine import store
 from voiced.engine.recognizer import load_recognizer
 
+PEER_DETECTORS: dict[str, Callable[[], VadModel]] = {"firered": vad_bench.FireRedVad}
 AT_END, BEGUN_EARLY = "at the end", "begun early"
 
 
@@ -81,7 +86,7 @@ def partials(
             heard = []
             with progress(len(clips), name) as advance:
                 for number, clip in enumerate(clips):
-                    played = replay.play(read_pcm(clip.path), clip.language, seed=number)
+                    played = replay.play(read_clip(clip), clip.language, seed=number)
                     heard.append(partials_bench.hear(clip, played, normaliser))
                     advance(clip.id)
             policies.append((name, heard))
@@ -98,6 +103,65 @@ def partials(
     tables = [*partials_bench.tables(policies), partials_bench.cost_table(costs)]
     result = {"policies": dict(policies), "costs_ms": costs}
     publish(Report("partials", shown, tables, result, machine), json_path=json_path)
+    return 0
+
+
+def vad(
+    folder: Path,
+    *,
+    sets: Sequence[str] = (),
+    limit: int | None = 20,
+    peers: Sequence[str] = (),
+    seed: int = 0,
+    json_path: Path | None = None,
+) -> int:
+    """Print what endpointing does in noise, detector by detector; return 0.
+
+    Args:
+        folder: Recordings, in a layout of `voiced.bench.corpus`; the noise is among them.
+        sets: Only the speech of these sets; empty for all.
+        limit: At most this many clips of each set of speech.
+        peers: Other detectors to compare with, of `PEER_DETECTORS`.
+        seed: Of the mixtures.
+        json_path: Where to write all figures.
+
+    Raises:
+        CorpusError, PeerUnavailable, AudioError, OSError: Nothing can be measured.
+    """
+    unknown = [name for name in peers if name not in PEER_DETECTORS]
+    if unknown:
+        known = ", ".join(PEER_DETECTORS)
+        raise PeerUnavailable(f"no detector {', '.join(unknown)}; expected one of {known}")
+    machine = describe()
+    corpus = load_corpus(folder)
+    taken: dict[str, int] = {}
+    speech: list[Clip] = []
+    for clip in corpus:
+        if clip.is_speech and (not sets or clip.set in sets):
+            taken[clip.set] = taken.get(clip.set, 0) + 1
+            if limit is None or taken[clip.set] <= limit:
+                speech.append(clip)
+    noise = [clip for clip in corpus if not clip.is_speech and clip.set == "noise"]
+    if not speech or not noise:
+        raise CorpusError(f"{folder}: expected clips of speech, and of noise in the set `noise`")
+    vads = VadFactory(store.silero_path())
+    detectors: list[tuple[str, Callable[[], VadModel]]] = [
+        (kind.value, functools.partial(vads.make, kind)) for kind in VadKind
+    ]
+    detectors += [(name, PEER_DETECTORS[name]) for name in peers]
+    for _, make in detectors:
+        make()  # what is missing is said before the work
+    with progress(len(speech) * len(vad_bench.SNRS_DB), "mixtures") as advance:
+        rows = vad_bench.measure(
+            [to_float(read_clip(clip)) for clip in speech],
+            [to_float(read_clip(clip)) for clip in noise],
+            detectors,
+            settings=FrontSettings(grown_ms=0),
+            advance=advance,
+            seed=seed,
+        )
+    shown = {"clips": len(speech), "noises": len(noise), "seed": seed}
+    publish(Report("vad", shown, [vad_bench.table(rows)], rows, machine), json_path=json_path)
     return 0
 
 
