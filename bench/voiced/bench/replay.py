@@ -189,8 +189,9 @@ class Replay:
         return Played(tuple(messages), tuple(self._speech(pcm)))
 
     def _speech(self, pcm: Pcm) -> list[tuple[float, float]]:
-        """Runs of windows that silero calls speech, by the segmenter's thresholds."""
-        vad = self._vads.make(VadKind.SILERO)
+        """Runs of windows that are speech by the segmenter's thresholds; silero never sleeps."""
+        is_webrtc = self._kind is VadKind.WEBRTC
+        vad = self._vads.make(VadKind.WEBRTC if is_webrtc else VadKind.SILERO)
         size = vad.window_samples
         samples = np.divide(pcm[: len(pcm) // size * size], 32768, dtype=np.float32)
         runs: list[list[float]] = []
