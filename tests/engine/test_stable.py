@@ -64,6 +64,24 @@ def test_a_hypothesis_that_lost_words_takes_nothing_back() -> None:
     assert tracker.update("", "en") == ("turn on the lamp", 16)
 
 
+def test_the_less_sure_the_recogniser_the_more_hypotheses_must_agree() -> None:
+    def settled(confidence: float) -> list[str]:
+        tracker = PartialTracker()
+        found = (tracker.update("turn on the lamp", "en", confidence) for _ in range(6))
+        return [text[:stable] for text, stable in found]
+
+    assert settled(0.9) == ["", *["turn on the lamp"] * 5]
+    assert settled(0.7) == ["", "", *["turn on the"] * 4]
+    assert settled(0.3) == ["", "", "", "", "turn on", "turn on"]
+
+
+def test_a_hypothesis_that_differs_begins_the_count_anew() -> None:
+    tracker = PartialTracker()
+    for text in ("turn on", "turn on", "turn off", "turn off the", "turn off the lamp"):
+        shown, stable = tracker.update(text, "en", 0.7)
+    assert shown[:stable] == "turn off"
+
+
 def test_another_language_agrees_with_nothing() -> None:
     tracker = PartialTracker()
     tracker.update("OK", "en")
@@ -76,11 +94,13 @@ def test_tokens_know_apostrophes_ideographs_and_marks() -> None:
     ]  # fmt: skip
 
 
-@given(st.lists(st.tuples(texts, languages), max_size=8))
-def test_the_settled_prefix_never_shrinks_or_changes(hypotheses: list[tuple[str, str]]) -> None:
+@given(st.lists(st.tuples(texts, languages, st.floats(0, 1)), max_size=8))
+def test_the_settled_prefix_never_shrinks_or_changes(
+    hypotheses: list[tuple[str, str, float]],
+) -> None:
     tracker, settled = PartialTracker(), ""
-    for hypothesis, language in hypotheses:
-        text, stable = tracker.update(hypothesis, language)
+    for hypothesis, language, confidence in hypotheses:
+        text, stable = tracker.update(hypothesis, language, confidence)
         assert 0 <= stable <= len(text)
         assert text.startswith(settled)
         assert stable >= len(settled)

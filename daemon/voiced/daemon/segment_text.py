@@ -26,9 +26,16 @@ class SegmentText:
         text, stable_chars = self._last
         return text[:stable_chars]
 
-    def partial(self, transcript: Transcript, end_sample: int) -> Partial | None:
-        """Take the newest text of the segment up to `end_sample`; None: it says nothing new."""
-        text, stable_chars = self._tracker.update(transcript.text, transcript.language)
+    def partial(
+        self, transcript: Transcript, end_sample: int, *, is_searched: bool = False
+    ) -> Partial | None:
+        """Take the newest text of the segment up to `end_sample`; None: it says nothing new.
+
+        One that was searched as a final will be the final, if nothing more is said.
+        """
+        text, stable_chars = self._tracker.update(
+            transcript.text, transcript.language, 1.0 if is_searched else transcript.confidence
+        )
         if not text or (text, stable_chars) == self._last:
             return None
         self._last = text, stable_chars

@@ -467,10 +467,12 @@ class StreamSession:
         if isinstance(outcome, Failure):
             self._metrics.partials_dropped.labels(reason=outcome.code).inc()
         else:
-            self._emit_partial(state, outcome, segment.end_sample)
+            self._emit_partial(state, outcome, segment.end_sample, is_searched=False)
 
-    def _emit_partial(self, state: _State, transcript: Transcript, end_sample: int) -> None:
-        message = state.text.partial(transcript, end_sample)
+    def _emit_partial(
+        self, state: _State, transcript: Transcript, end_sample: int, *, is_searched: bool
+    ) -> None:
+        message = state.text.partial(transcript, end_sample, is_searched=is_searched)
         if message is not None:
             self._metrics.partials.inc()
             self._emit(message)
@@ -521,7 +523,7 @@ class StreamSession:
         """The text is here before the silence has ended the segment."""
         if self._settings.wants_partials:
             heard_sample = min(snapshot.end_sample, self._intake.end_sample)
-            self._emit_partial(state, transcript, heard_sample)
+            self._emit_partial(state, transcript, heard_sample, is_searched=True)
         if transcript.text and state.speculation is not None:
             state.speculation.is_offered = True
             self._offer(state.text.eager(transcript, snapshot.end_sample))

@@ -1,8 +1,9 @@
 """How the text of one segment may change from revision to revision. Pure.
 
-`PartialTracker` decides which part of a growing text is settled, by LocalAgreement-2: what two
+`PartialTracker` decides which part of a growing text is settled, by LocalAgreement: what some
 hypotheses in a row begin with is committed (Macháček, Dabre and Bojar, "Turning Whisper into
-Real-Time Transcription System", 2023, section 3).
+Real-Time Transcription System", 2023, section 3), two where the recogniser is sure and more where
+it is not.
 """
 
 from __future__ import annotations
@@ -75,6 +76,23 @@ def _normal(char: str) -> str:
     return unicodedata.normalize("NFKC", char).casefold()
 
 
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What a word needs to be settled by a hypothesis of some confidence."""
+
+    confidence: float
+    """Mean probability of the hypothesis' tokens, at least."""
+    agreed: int
+    """Hypotheses in a row, this one included, that begin with the same words up to this one."""
+    behind: int
+    """Words behind it in this hypothesis."""
+
+
+_TRUST = (_Trust(0.8, 2, 0), _Trust(0.65, 3, 1), _Trust(0.0, 5, 2))
+"""LocalAgreement-2 where the recogniser is sure, more where it is not
+(docs/decisions/0013-stable-words.md)."""
+
+
 class PartialTracker:
     """The settled prefix of one segment's growing text.
 
@@ -83,13 +101,20 @@ class PartialTracker:
 
     def __init__(self) -> None:
         self._stable = ""
-        self._previous: list[str] = []
+        self._previous: list[tuple[str, int]] = []
+        """Words of the last hypothesis, and how many in a row agreed up to each."""
         self._language = ""
 
-    def update(self, text: str, language: str) -> tuple[str, int]:
+    def update(self, text: str, language: str, confidence: float = 1.0) -> tuple[str, int]:
         """Take the newest hypothesis for the segment so far.
 
         A hypothesis in another language than the one before agrees with nothing.
+
+        Args:
+            text: The whole text.
+            language: Its language.
+            confidence: How sure the recogniser is of it, 0 to 1; 1 for a text that will be the
+                final if nothing more is said.
 
         Returns:
             The text to show, and how many of its first characters will never change. Punctuation
@@ -97,16 +122,28 @@ class PartialTracker:
         """
         shown = continue_from(self._stable, text)
         tokens = tokens_of(shown)
-        if language == self._language:
-            agreed = 0
-            for token, before in zip(tokens, self._previous, strict=False):
-                if token.norm != before:
-                    break
-                agreed += 1
-            if agreed and tokens[agreed - 1].end > len(self._stable):
-                self._stable = shown[: tokens[agreed - 1].end]
-        self._previous, self._language = [token.norm for token in tokens], language
+        before = self._previous if language == self._language else []
+        agreed = _agreement([token.norm for token in tokens], before)
+        trust = next(each for each in _TRUST if confidence >= each.confidence)
+        for number, (token, count) in enumerate(zip(tokens, agreed, strict=True), start=1):
+            if token.end <= len(self._stable):
+                continue
+            if count < trust.agreed or len(tokens) - number < trust.behind:
+                break
+            self._stable = shown[: token.end]
+        self._previous = [(t.norm, count) for t, count in zip(tokens, agreed, strict=True)]
+        self._language = language
         return shown, len(self._stable)
+
+
+def _agreement(words: list[str], before: list[tuple[str, int]]) -> list[int]:
+    """Return for each word how many hypotheses in a row begin with the same words up to it."""
+    counts: list[int] = []
+    same = True
+    for at, word in enumerate(words):
+        same = same and at < len(before) and before[at][0] == word
+        counts.append(before[at][1] + 1 if same else 1)
+    return counts
 
 
 def continue_from(stable: str, text: str) -> str:
