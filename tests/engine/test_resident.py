@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from voiced.engine.backends.base import Session
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.graph import Precision
 from voiced.engine.build.resident_layers import OPERATORS
-from voiced.engine.build.whisper import prefill_graph, step_graph
+from voiced.engine.build.whisper import prefill_graph
 from voiced.engine.build.whisper_layers import WhisperDims, read_dims
 from voiced.engine.build.whisper_resident import (
     resident_prefill_graph,
     resident_step_graph,
 )
+from voiced.engine.build.whisper_step import step_graph
 from voiced.engine.decode import Decoder, DecoderShape, StepDecoder, StepResult
 from voiced.engine.errors import BackendFailed
 from voiced.engine.resident import ResidentDecoder, place
@@ -119,7 +121,8 @@ class Pair:
         batch: int | None = None,
     ) -> None:
         self.n = n
-        self.host = StepDecoder(host, SHAPE, cells=(64, 256, 512), max_batch=n, max_rows=ROWS)
+        shape = replace(SHAPE, packed=True)
+        self.host = StepDecoder(host, shape, cells=(64, 256, 512), max_batch=n, max_rows=ROWS)
         self.resident = ResidentDecoder(
             lambda axes: resident, SHAPE, rows=rows, cells={SPAN: cells}
         )
@@ -131,7 +134,7 @@ class Pair:
             for letter in "kv"
         }
         self.cross = {}
-        self.host_cross = {}
+        self.host_cross = {"cross_mask": np.zeros((n, 1, 1, SPAN), np.float32)}
         for name, array in flat.items():
             tensor = resident.allocate(array.shape, np.float32)
             tensor.write(array.astype(np.float32))
@@ -392,7 +395,8 @@ def test_both_encoders_say_the_same_for_each_of_a_batch(tmp_path: Path) -> None:
             shape = (1, DIMS.heads, DIMS.d_head, span)
             shape = shape if "_k_" in name else (1, DIMS.heads, span, DIMS.d_head)
             expected[name] = np.zeros(shape, np.float32)
-        host.bind({"mel": mel[i : i + 1], **rows}, expected).run()
+        none = np.zeros((1, 1, 1, span), np.float32)
+        host.bind({"mel": mel[i : i + 1], "span_mask": none, **rows}, expected).run()
         for name, array in expected.items():
             turned = array if "_k_" in name else array.swapaxes(2, 3)
             np.testing.assert_allclose(

@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from voiced.audio.frames import Segment
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, Superseded
-from voiced.engine.scheduler import SIMILAR_AGE_NS, Dropped, Job, Scheduler
+from voiced.engine.scheduler import PASSED_NS, SIMILAR_AGE_NS, Dropped, Job, Scheduler
 from voiced.engine.types import Request, RequestKind
 
 MS = 1_000_000
@@ -44,13 +44,39 @@ def ids(items: list[Job] | list[Dropped]) -> list[int]:
     return [item.job.id if isinstance(item, Dropped) else item.id for item in items]
 
 
+def batch_of(scheduler: Scheduler, now_ns: int, max_batch: int) -> list[Job]:
+    """Let as many jobs of one kind and length run as may, to their end."""
+    taken: list[Job] = []
+
+    def admits(request: Request) -> bool:
+        if not taken:
+            return True
+        first = taken[0].request
+        alike = request.kind is first.kind and by_length(request) == by_length(first)
+        return alike and len(taken) < max_batch
+
+    while (job := scheduler.take(now_ns, admits)) is not None:
+        taken.append(job)
+    for job in taken:
+        assert scheduler.finish(job.id) is job
+    return taken
+
+
+def anything(_: Request) -> bool:
+    return True
+
+
+def nothing(_: Request) -> bool:
+    return False
+
+
 def test_finals_run_before_partials_that_came_earlier() -> None:
     scheduler = Scheduler()
     scheduler.submit(make_job(1, segment=1, kind="partial"))
     scheduler.submit(make_job(2, segment=2))
-    assert ids(scheduler.next_batch(0, by_length, 4)) == [2]
-    assert ids(scheduler.next_batch(0, by_length, 4)) == [1]
-    assert scheduler.next_batch(0, by_length, 4) == []
+    assert ids(batch_of(scheduler, 0, 4)) == [2]
+    assert ids(batch_of(scheduler, 0, 4)) == [1]
+    assert batch_of(scheduler, 0, 4) == []
 
 
 def test_only_the_newest_partial_of_a_segment_waits() -> None:
@@ -61,7 +87,7 @@ def test_only_the_newest_partial_of_a_segment_waits() -> None:
     assert isinstance(dropped[0].error, Superseded)
     late = scheduler.submit(make_job(3, kind="partial", revision=1))
     assert ids(late) == [3]
-    assert ids(scheduler.next_batch(0, by_length, 4)) == [2]
+    assert ids(batch_of(scheduler, 0, 4)) == [2]
 
 
 def test_a_final_takes_the_place_of_its_segments_partial() -> None:
@@ -76,7 +102,7 @@ def test_eager_requests_run_between_finals_and_partials() -> None:
     scheduler = Scheduler()
     for n, kind in enumerate(["partial", "eager", "final"]):
         scheduler.submit(make_job(n, segment=n, kind=kind))
-    assert [ids(scheduler.next_batch(0, by_length, 4)) for _ in range(4)] == [[2], [1], [0], []]
+    assert [ids(batch_of(scheduler, 0, 4)) for _ in range(4)] == [[2], [1], [0], []]
 
 
 def test_an_eager_request_takes_the_place_of_its_segments_partials_and_older_ones() -> None:
@@ -108,7 +134,7 @@ def test_a_promoted_request_is_a_final_of_its_old_age_and_its_new_deadline() -> 
     assert not scheduler.promote(1, 30)
     assert scheduler.load(7).queued_finals == 2
     assert scheduler.expire(20) == []
-    assert [ids(scheduler.next_batch(20, by_length, 1)) for _ in range(2)] == [[2], [1]]
+    assert [ids(batch_of(scheduler, 20, 1)) for _ in range(2)] == [[2], [1]]
 
 
 def test_streams_take_turns_among_finals_of_similar_age() -> None:
@@ -116,7 +142,7 @@ def test_streams_take_turns_among_finals_of_similar_age() -> None:
     for n in range(3):
         scheduler.submit(make_job(n, segment=n, stream="busy", accepted_ns=n))
     scheduler.submit(make_job(10, segment=10, stream="quiet", accepted_ns=10))
-    order = [ids(scheduler.next_batch(20, by_length, 1))[0] for _ in range(4)]
+    order = [ids(batch_of(scheduler, 20, 1))[0] for _ in range(4)]
     assert order == [0, 10, 1, 2]
 
 
@@ -125,7 +151,7 @@ def test_a_much_older_final_is_not_passed_for_fairness() -> None:
     scheduler.submit(make_job(1, segment=1, stream="busy"))
     scheduler.submit(make_job(2, segment=2, stream="busy", accepted_ns=1))
     scheduler.submit(make_job(3, segment=3, stream="quiet", accepted_ns=SIMILAR_AGE_NS + 2))
-    order = [ids(scheduler.next_batch(0, by_length, 1))[0] for _ in range(3)]
+    order = [ids(batch_of(scheduler, 0, 1))[0] for _ in range(3)]
     assert order == [1, 2, 3]
 
 
@@ -133,16 +159,16 @@ def test_a_batch_holds_requests_of_one_key_only() -> None:
     scheduler = Scheduler()
     for n, samples in enumerate([160, 320, 160, 160]):
         scheduler.submit(make_job(n, segment=n, accepted_ns=n, samples=samples))
-    assert ids(scheduler.next_batch(9, by_length, 2)) == [0, 2]
-    assert ids(scheduler.next_batch(9, by_length, 2)) == [1]
-    assert ids(scheduler.next_batch(9, by_length, 2)) == [3]
+    assert ids(batch_of(scheduler, 9, 2)) == [0, 2]
+    assert ids(batch_of(scheduler, 9, 2)) == [1]
+    assert ids(batch_of(scheduler, 9, 2)) == [3]
 
 
 def test_a_request_past_its_deadline_fails_and_never_runs() -> None:
     scheduler = Scheduler()
     scheduler.submit(make_job(1, deadline_ns=5 * MS))
     assert scheduler.expire(5 * MS) == []
-    assert scheduler.next_batch(6 * MS, by_length, 4) == []
+    assert batch_of(scheduler, 6 * MS, 4) == []
     dropped = scheduler.expire(6 * MS)
     assert ids(dropped) == [1]
     assert isinstance(dropped[0].error, DeadlineExceeded)
@@ -154,7 +180,7 @@ def test_a_late_final_does_not_hold_up_partials() -> None:
     scheduler = Scheduler()
     scheduler.submit(make_job(1, segment=1, deadline_ns=1))
     scheduler.submit(make_job(2, segment=2, kind="partial"))
-    assert ids(scheduler.next_batch(2, by_length, 4)) == [2]
+    assert ids(batch_of(scheduler, 2, 4)) == [2]
 
 
 def test_cancel_takes_one_job_or_the_whole_segment() -> None:
@@ -165,7 +191,7 @@ def test_cancel_takes_one_job_or_the_whole_segment() -> None:
     assert ids(scheduler.cancel(1, 2)) == [2]
     assert scheduler.cancel(2, 1) == []
     assert ids(scheduler.cancel(1)) == [1]
-    assert ids(scheduler.next_batch(0, by_length, 4)) == [3]
+    assert ids(batch_of(scheduler, 0, 4)) == [3]
 
 
 def test_a_full_queue_refuses_finals_and_says_when_to_come_back() -> None:
@@ -200,13 +226,93 @@ def test_streams_that_all_wait_are_served_evenly(streams: list[str], max_batch: 
     for n, stream in enumerate(streams):
         scheduler.submit(make_job(n, segment=n, stream=stream, accepted_ns=n))
     served = dict.fromkeys(left, 0)
-    while batch := scheduler.next_batch(99, by_length, max_batch):
+    while batch := batch_of(scheduler, 99, max_batch):
         for job in batch:
             name = job.request.segment.stream
             served[name] += 1
             waiting = [served[other] for other in served if served[other] < left[other]]
             assert all(served[name] <= count + 1 for count in waiting)
     assert served == left
+
+
+def test_partials_wait_while_anything_more_urgent_runs() -> None:
+    for urgent in ("final", "eager"):
+        scheduler = Scheduler()
+        scheduler.submit(make_job(1, segment=1, kind=urgent))
+        scheduler.submit(make_job(2, segment=2, kind="partial"))
+        assert scheduler.take(0, anything) is not None
+        assert scheduler.take(0, anything) is None
+        scheduler.finish(1)
+        taken = scheduler.take(0, anything)
+        assert taken is not None
+        assert taken.id == 2
+
+
+def test_a_final_joins_a_partial_that_runs() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="partial"))
+    scheduler.take(0, anything)
+    scheduler.submit(make_job(2, segment=2))
+    assert scheduler.evict(0, anything) == []
+    assert scheduler.take(0, anything) is not None
+    assert [job.id for job in scheduler.running] == [1, 2]
+
+
+def test_a_partial_makes_room_for_a_final_that_does_not_fit_beside_it() -> None:
+    scheduler = Scheduler()
+    for n in (1, 2):
+        scheduler.submit(make_job(n, segment=n, kind="partial"))
+        scheduler.take(0, anything)
+    scheduler.submit(make_job(3, segment=3, kind="eager"))
+    scheduler.take(0, anything)
+    scheduler.submit(make_job(4, segment=4))
+    gone = []
+    while dropped := scheduler.evict(0, nothing):
+        assert all(isinstance(drop.error, Superseded) for drop in dropped)
+        gone += ids(dropped)
+    assert gone == [2, 1, 3], "the least urgent first, and of those the youngest"
+    assert len(scheduler) == 1
+
+
+def test_finals_never_make_room_for_each_other() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="eager"))
+    scheduler.take(0, anything)
+    scheduler.promote(1, None)
+    scheduler.submit(make_job(2, segment=2))
+    assert scheduler.evict(0, nothing) == []
+
+
+def test_what_is_withdrawn_or_late_leaves_at_the_next_step() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="eager"))
+    scheduler.submit(make_job(2, segment=2, kind="eager", deadline_ns=5))
+    for _ in range(2):
+        scheduler.take(0, anything)
+    assert scheduler.cancel(1) == []
+    assert [(drop.job.id, drop.error) for drop in scheduler.evict(4, anything)] == [(1, None)]
+    (late,) = scheduler.evict(6, anything)
+    assert (late.job.id, type(late.error)) == (2, DeadlineExceeded)
+    assert scheduler.running == ()
+    assert scheduler.finish(2) is None
+
+
+def test_a_request_that_does_not_fit_is_passed_for_a_second_only() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, samples=320))
+    for n in (2, 3):
+        scheduler.submit(make_job(n, segment=n, accepted_ns=n, samples=160))
+
+    def small(request: Request) -> bool:
+        return by_length(request) == 160
+
+    passed = scheduler.take(PASSED_NS, small)
+    assert passed is not None
+    assert passed.id == 2
+    assert scheduler.take(PASSED_NS + 1, small) is None
+    taken = scheduler.take(PASSED_NS + 1, anything)
+    assert taken is not None
+    assert taken.id == 1
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -220,13 +326,19 @@ class AnyOrder(RuleBasedStateMachine):
         self.now_ns = 0
         self.next_id = 0
         self.inside: dict[int, Job] = {}
-        self.left: set[int] = set()
+        """Waiting."""
+        self.running: dict[int, Job] = {}
+        self.withdrawn: set[int] = set()
 
     def leave(self, jobs: list[Job]) -> None:
         for job in jobs:
             assert job.id in self.inside, "left twice, or never accepted"
             del self.inside[job.id]
-            self.left.add(job.id)
+
+    def admits(self, request: Request) -> bool:
+        """Three of one length fit beside each other."""
+        lengths = {by_length(job.request) for job in self.running.values()} - {by_length(request)}
+        return not lengths and len(self.running) < 3
 
     @rule(
         target=jobs,
@@ -271,11 +383,14 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(job=consumes(jobs), lasts_ns=st.none() | st.integers(0, 20))
     def promote(self, job: Job, lasts_ns: int | None) -> None:
-        waits = job.id in self.inside and job.request.kind is RequestKind.EAGER
+        place = next((p for p in (self.inside, self.running) if job.id in p), None)
         deadline_ns = None if lasts_ns is None else self.now_ns + lasts_ns
-        assert self.scheduler.promote(job.id, deadline_ns) == waits
-        if waits:
-            self.inside[job.id] = job.promoted(deadline_ns)
+        promoted = self.scheduler.promote(job.id, deadline_ns)
+        if place is self.inside and place is not None:
+            assert promoted == (job.request.kind is RequestKind.EAGER)
+        if place is not None and promoted:
+            place[job.id] = job.promoted(deadline_ns)
+        assert place is not None or not promoted
 
     @rule(ns=st.integers(1, 30))
     def wait(self, ns: int) -> None:
@@ -291,24 +406,51 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(job=consumes(jobs), only_this=st.booleans())
     def cancel(self, job: Job, only_this: bool) -> None:
         segment = job.request.segment.id
+        meant = {i for i, j in self.running.items() if j.request.segment.id == segment}
+        self.withdrawn |= meant & {job.id} if only_this else meant
         self.leave(self.scheduler.cancel(segment, job.id if only_this else None))
         assert job.id not in self.inside
 
-    @rule(max_batch=st.integers(1, 3))
-    def run(self, max_batch: int) -> None:
-        in_time = [job for job in self.inside.values() if not job.is_late(self.now_ns)]
-        batch = self.scheduler.next_batch(self.now_ns, by_length, max_batch)
-        assert bool(batch) == bool(in_time)
-        assert len(batch) <= max_batch
-        assert len({by_length(job.request) for job in batch}) <= 1
+    @rule()
+    def take(self) -> None:
         urgency = [RequestKind.FINAL, RequestKind.EAGER, RequestKind.PARTIAL]
+        in_time = [job for job in self.inside.values() if not job.is_late(self.now_ns)]
         first = min((urgency.index(job.request.kind) for job in in_time), default=0)
-        assert all(job.request.kind is urgency[first] for job in batch)
-        self.leave(batch)
+        job = self.scheduler.take(self.now_ns, self.admits)
+        if job is None:
+            assert self.running or not in_time, "nothing runs although something waits"
+            return
+        assert job.request.kind is urgency[first]
+        assert self.admits(job.request)
+        self.leave([job])
+        self.running[job.id] = job
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        if self.running:
+            job_id = data.draw(st.sampled_from(sorted(self.running)))
+            assert self.scheduler.finish(job_id) is not None
+            assert self.scheduler.finish(job_id) is None
+            del self.running[job_id]
+            self.withdrawn.discard(job_id)
+
+    @rule()
+    def evict(self) -> None:
+        for drop in self.scheduler.evict(self.now_ns, self.admits):
+            job = self.running.pop(drop.job.id)
+            if job.id in self.withdrawn:
+                assert drop.error is None
+                self.withdrawn.discard(job.id)
+            elif not job.is_late(self.now_ns):
+                assert not job.is_final, "a final gave its place away"
+                assert isinstance(drop.error, Superseded)
+        assert not self.withdrawn
+        assert not any(job.is_late(self.now_ns) for job in self.running.values())
 
     @invariant()
     def counts_agree(self) -> None:
         assert len(self.scheduler) == len(self.inside)
+        assert {job.id for job in self.scheduler.running} == set(self.running)
         waiting = [(job.request.kind, job.request.segment.id) for job in self.inside.values()]
         droppable = [segment for kind, segment in waiting if kind is not RequestKind.FINAL]
         assert len(droppable) == len(set(droppable))

@@ -1,4 +1,4 @@
-"""A Whisper bundle of random weights with caches on the device: whole paths in a second.
+"""Whisper bundles of random weights, with caches on the device or not: whole paths in a second.
 
 What it writes means nothing, but it writes something else for every sound.
 """
@@ -13,7 +13,11 @@ import numpy as np
 
 from voiced.engine.build.graph import Precision
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.build.whisper_bundle import build_resident_whisper, byte_alphabet
+from voiced.engine.build.whisper_bundle import (
+    build_resident_whisper,
+    build_whisper,
+    byte_alphabet,
+)
 
 WIDTH, INNER, HEADS, LAYERS, MELS = 16, 24, 2, 2, 80
 SPECIALS = (
@@ -32,6 +36,17 @@ def build_tiny_whisper(target: Path, seed: int = 3, precision: Precision = Preci
         manifest = build_resident_whisper(
             weights(size, seed), tokenizer, writer, lambda _: None, precision=precision
         )
+        return writer.commit(msgspec.structs.replace(manifest, name=target.name))
+
+
+def build_tiny_host_whisper(target: Path, seed: int = 3) -> Path:
+    """Build the bundle as it is shipped: int8, caches in host arrays; returns its folder."""
+    with BundleWriter(target) as writer:
+        tokenizer = writer.scratch_dir() / "tokenizer.json"
+        vocabulary = tokens()
+        tokenizer.write_text(json.dumps(vocabulary), encoding="utf-8")
+        size = len(vocabulary["model"]["vocab"]) + len(SPECIALS)
+        manifest = build_whisper(weights(size, seed), tokenizer, writer, lambda _: None)
         return writer.commit(msgspec.structs.replace(manifest, name=target.name))
 
 

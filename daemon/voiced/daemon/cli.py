@@ -26,7 +26,7 @@ import typer
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon import cli_doctor, cli_live, cli_realtime
+from voiced.daemon import cli_decode, cli_doctor, cli_live, cli_realtime
 from voiced.daemon.cli_group import group
 from voiced.daemon.cli_journal import journal_app
 from voiced.daemon.cli_keys import keys_app
@@ -873,6 +873,7 @@ def _bench_frontend(
 cli_doctor.add_commands(app, lambda status: _exit(status))
 cli_live.add_commands(app, bench_app, lambda status: _exit(status))
 cli_realtime.add_commands(bench_app, lambda status: _exit(status))
+cli_decode.add_commands(bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------

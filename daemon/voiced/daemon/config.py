@@ -232,7 +232,10 @@ class EngineSettings(_Section):
         description="Alternatives sent with each final, best first; 0 sends none.",
     )
     max_batch: int = Field(
-        default=4, ge=1, le=64, description="Most segments of one gear run together."
+        default=4,
+        ge=1,
+        le=64,
+        description="Most segments decoded together; with graphs of fixed shapes, of one gear.",
     )
     max_queued_finals: int = Field(
         default=64,

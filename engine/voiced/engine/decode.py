@@ -2,30 +2,40 @@
 
 `BeamSearch` decides: candidates in, hypotheses out; no arrays of the model, no graph.
 A `Decoder` runs the step graph over a batch of utterances and keeps the self-attention cache:
-`StepDecoder` here in host arrays, `ResidentDecoder` (`resident.py`) on the device.
-
-The cache holds one cell per (step, row) of an utterance and is never reordered: `ancestors` marks,
-per live row, the cells of its own history, and becomes the additive mask of the next step. When
-the cells run out, those that no live row descends from are dropped; live rows of a beam share
-nearly all of their history, so that a beam of 5 needs few more cells than one row would.
+`StepDecoder` here in host arrays, `ResidentDecoder` (`resident.py`) on the device. A `SlotDecoder`
+(`slots.py`) runs it over utterances that come and go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from voiced.engine.backends.base import Call, Session
+from voiced.engine.backends.base import Session
+from voiced.engine.cells import MASKED, CellCache, DecoderShape
+from voiced.engine.stepping import StepGraph, StepResult
+
+__all__ = [
+    "DEAD",
+    "MASKED",
+    "BeamSearch",
+    "Decoder",
+    "DecoderShape",
+    "Float",
+    "Hypothesis",
+    "Int",
+    "StepDecoder",
+    "StepResult",
+    "in_loop",
+]
 
 Float = npt.NDArray[np.float32]
 Int = npt.NDArray[np.int32]
 
-MASKED = -1e4
-"""Additive mask: zero after softmax, still finite in float16."""
 DEAD = -1e4
 """Score of a row that must not be continued."""
 
@@ -64,7 +74,8 @@ class BeamSearch:
     """
 
     def __init__(self, *, beam: int, max_tokens: int) -> None:
-        self._beam = beam
+        self.beam = beam
+        """Rows kept."""
         self._max_tokens = max_tokens
         self.rows: list[tuple[int, ...]] = []
         """Tokens of each live row."""
@@ -75,7 +86,7 @@ class BeamSearch:
 
     def begin(self, scores: Float, tokens: Int, *, banned: frozenset[int]) -> None:
         """Take the first tokens, best first; at least `beam` + len(`banned`) of them."""
-        kept = [i for i, t in enumerate(tokens) if int(t) not in banned][: self._beam]
+        kept = [i for i, t in enumerate(tokens) if int(t) not in banned][: self.beam]
         self.rows = [(int(tokens[i]),) for i in kept]
         self.scores = [float(scores[i]) for i in kept]
 
@@ -106,7 +117,7 @@ class BeamSearch:
 
     def _finished(self) -> bool:
         length, best_live = len(self.rows[0]), max(self.scores)
-        if len(self._ended) >= self._beam or length >= self._max_tokens or best_live <= DEAD:
+        if len(self._ended) >= self.beam or length >= self._max_tokens or best_live <= DEAD:
             return True
         if not self._ended:
             return False
@@ -119,37 +130,6 @@ class BeamSearch:
         best = max(range(len(self.rows)), key=self.scores.__getitem__)
         tokens = self.rows[best]
         return [Hypothesis(tokens, self.scores[best] / (len(tokens) + 1), ended=False)]
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Sizes of the step graph's caches."""
-
-    layers: int
-    heads: int
-    d_head: int
-    specials: int
-
-    @property
-    def cell_floats(self) -> int:
-        """Floats of one cell in one layer's keys (or values)."""
-        return self.heads * self.d_head
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step answered, valid until the next."""
-
-    best_scores: Float
-    """float32[n, top], summed log-probabilities of the best continuations, best first."""
-    best_rows: Int
-    """int32[n, top], the answered row that each continues."""
-    best_tokens: Int
-    """int32[n, top], columns of the projection."""
-    end_scores: Float
-    """float32[n, rows], the score of stopping at each answered row."""
-    specials: Float
-    """float32[n, B, specials], logits of the special tokens; of a prompt only."""
 
 
 class Decoder(Protocol):
@@ -202,39 +182,27 @@ class StepDecoder:
         max_batch: int,
         max_rows: int,
     ) -> None:
-        self._session = session
-        self._shape = shape
-        self._cells = tuple(cells)
-        layers = range(shape.layers)
-        cache = max_batch * self._cells[-1] * shape.cell_floats
-        fresh = max_batch * max_rows * shape.cell_floats
-        # pages of the cache that short utterances never reach are never touched
-        self._cache = {f"{kv}_{i}": np.zeros(cache, np.float32) for kv in "kv" for i in layers}
-        self._fresh = {f"{kv}_{i}": np.zeros(fresh, np.float32) for kv in "kv" for i in layers}
-        self.nbytes = sum(a.nbytes for a in (*self._cache.values(), *self._fresh.values()))
-        self._call: Call | None = None
-        self._bound: tuple[int, ...] = ()
-        self._inputs: dict[str, npt.NDArray[Any]] = {}
-        self._outputs: dict[str, npt.NDArray[Any]] = {}
+        self._graph = StepGraph(session, shape, max_batch=max_batch, max_rows=max_rows)
+        self.cells = CellCache(shape, cells, max_batch=max_batch)
+        self.cross: Mapping[str, Float] = {}
+        self.nbytes = self._graph.nbytes + self.cells.nbytes
 
-    def start(self, cross: dict[str, Float]) -> None:
+    def start(self, cross: Mapping[str, Float]) -> None:
         """Begin with new utterances.
 
         Args:
             cross: `cross_k_<layer>` float32[n, H, dk, S] and `cross_v_<layer>`
-                float32[n, H, S, dk], which must stay as they are until the utterances are done.
+                float32[n, H, S, dk], and `cross_mask` float32[n, 1, 1, S] where the graph takes
+                it, which must stay as they are until the utterances are done.
         """
-        self._cross = cross
-        self._n = next(iter(cross.values())).shape[0]
-        self._size = self._cells[0]
-        self._used = 0
-        self._bound = ()
-        self._ancestors = np.zeros((self._n, 1, self._size), np.bool_)
+        self.cross = cross
+        self.cells.clear(next(iter(cross.values())).shape[0])
+        self._graph.forget()
 
     @property
     def cells_used(self) -> int:
         """Cells written since `start` or the last compaction."""
-        return self._used
+        return max(self.cells.used)
 
     def step(
         self,
@@ -249,105 +217,24 @@ class StepDecoder:
         """Run the graph once and write the new cells; see `Decoder.step`."""
         ids = np.asarray(tokens, np.int32)
         count = ids.shape[1]
-        self._make_room(count)
-        self._bind(count, len(rows), top)
-        inputs = self._inputs
-        inputs["tokens"][:] = ids
-        inputs["positions"][:] = positions
-        inputs["rows"][:] = rows
-        inputs["scores"][:] = scores
-        np.multiply(~self._ancestors, np.float32(MASKED), out=inputs["cache_mask"][:, 0])
+        self.cells.make_room([count] * len(ids))
         own = np.tri(count, dtype=np.bool_) if causal else np.eye(count, dtype=np.bool_)
-        np.multiply(~own, np.float32(MASKED), out=inputs["new_mask"][:, 0])
-        assert self._call is not None
-        self._call.run()
-        place = slice(self._used, self._used + count)
-        for layer in range(self._shape.layers):
-            inputs[f"self_k_{layer}"][..., place] = self._outputs[f"new_k_{layer}"]
-            inputs[f"self_v_{layer}"][:, :, place] = self._outputs[f"new_v_{layer}"]
-        # a row now descends from its own cell, and in a prompt from those before it
-        self._ancestors[:, :, place] = own
-        if causal:
-            self._ancestors = self._ancestors[:, -1:]
-        self._used += count
-        out = self._outputs
-        return StepResult(
-            out["best_scores"],
-            out["best_rows"],
-            out["best_tokens"],
-            out["end_scores"],
-            out["specials"],
+        result = self._graph.run(
+            ids,
+            positions,
+            live=None,
+            asked=np.asarray(rows, np.int32),
+            scores=scores,
+            top=top,
+            own=own,
+            rows=[count] * len(ids),
+            cells=self.cells,
+            cross=self.cross,
         )
+        if causal:  # what comes next continues the last token of the prompt
+            self.cells.ancestors = self.cells.ancestors[:, -1:]
+        return result
 
     def follow(self, parents: npt.ArrayLike) -> None:
         """Choose the rows of the next step: int[n, B'], the row of the last step each continues."""
-        index = np.asarray(parents, np.int64)[:, :, None]
-        self._ancestors = np.take_along_axis(self._ancestors, index, axis=1)
-
-    def _make_room(self, count: int) -> None:
-        rows = self._ancestors.shape[1]
-        if rows != count:  # one history, continued by several rows
-            self._ancestors = self._ancestors.repeat(count, axis=1)
-        if self._used + count <= self._size:
-            return
-        kept = [np.flatnonzero(self._ancestors[i].any(axis=0)) for i in range(self._n)]
-        longest = max(len(k) for k in kept)
-        # a few steps must fit, else compaction would run on every step
-        wanted = longest + 4 * count
-        size = next((c for c in self._cells if c >= wanted), self._cells[-1])
-        self._move(kept, longest, size)
-
-    def _move(self, kept: list[npt.NDArray[np.int64]], longest: int, size: int) -> None:
-        """Keep only the cells `kept` of each utterance, in a cache of `size` cells."""
-        for layer in range(self._shape.layers):
-            old_k, old_v = (self._view(f"{kv}_{layer}", self._size) for kv in "kv")
-            saved = [(old_k[i][..., k], old_v[i][:, k]) for i, k in enumerate(kept)]  # copies
-            new_k, new_v = (self._view(f"{kv}_{layer}", size) for kv in "kv")
-            for i, (k, v) in enumerate(saved):
-                new_k[i][..., : k.shape[-1]] = k
-                new_v[i][:, : v.shape[1]] = v
-        ancestors = np.zeros((self._n, self._ancestors.shape[1], size), np.bool_)
-        for i, k in enumerate(kept):
-            ancestors[i, :, : len(k)] = self._ancestors[i][:, k]
-        self._ancestors, self._size, self._used = ancestors, size, longest
-        self._bound = ()
-
-    def _view(self, name: str, size: int) -> Float:
-        s = self._shape
-        flat = self._cache[name][: self._n * size * s.cell_floats]
-        last = (s.d_head, size) if name.startswith("k") else (size, s.d_head)
-        return flat.reshape(self._n, s.heads, *last)
-
-    def _bind(self, count: int, answered: int, top: int) -> None:
-        wanted = (count, answered, top)
-        if self._bound == wanted:
-            return
-        n, s = self._n, self._shape
-        f32, i32 = np.float32, np.int32
-        self._inputs = {
-            "tokens": np.zeros((n, count), i32),
-            "positions": np.zeros((n, count), i32),
-            "rows": np.zeros(answered, i32),
-            "scores": np.zeros((n, answered), f32),
-            "top": np.array([top], np.int64),
-            "cache_mask": np.zeros((n, 1, count, self._size), f32),
-            "new_mask": np.zeros((n, 1, count, count), f32),
-            **self._cross,
-        }
-        self._outputs = {
-            "best_scores": np.zeros((n, top), f32),
-            "best_rows": np.zeros((n, top), i32),
-            "best_tokens": np.zeros((n, top), i32),
-            "end_scores": np.zeros((n, answered), f32),
-            "specials": np.zeros((n, count, s.specials), f32),
-            "norm": np.zeros((n, answered), f32),
-        }
-        fresh = n * count * s.cell_floats
-        for i in range(s.layers):
-            self._inputs[f"self_k_{i}"] = self._view(f"k_{i}", self._size)
-            self._inputs[f"self_v_{i}"] = self._view(f"v_{i}", self._size)
-            new_k, new_v = self._fresh[f"k_{i}"][:fresh], self._fresh[f"v_{i}"][:fresh]
-            self._outputs[f"new_k_{i}"] = new_k.reshape(n, s.heads, s.d_head, count)
-            self._outputs[f"new_v_{i}"] = new_v.reshape(n, s.heads, count, s.d_head)
-        self._call = self._session.bind(self._inputs, self._outputs)
-        self._bound = wanted
+        self.cells.follow(parents)

@@ -19,6 +19,7 @@ import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
+from voiced.engine.batch import Answer
 from voiced.engine.errors import (
     DeadlineExceeded,
     EngineBusy,
@@ -27,7 +28,7 @@ from voiced.engine.errors import (
     NoGearError,
     Superseded,
 )
-from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
+from voiced.engine.loop import FinalsFirst, process_memory, run_engine
 from voiced.engine.process import WorkerProcess
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals, retry_after_ms, too_late
@@ -210,7 +211,8 @@ class _OpenRequests:
     def drop(self, dropped: list[Dropped]) -> None:
         """Answer what the scheduler refused."""
         for drop in dropped:
-            self.answer(drop.job.id, drop.error)
+            if drop.error is not None:
+                self.answer(drop.job.id, drop.error)
 
     def take_back(self, item: _Open) -> bool:
         """Forget a request; False when it was answered."""

@@ -1,4 +1,4 @@
-"""The engine's one thread: takes batches, runs the Recognizer, hands out answers.
+"""The engine's one thread: brings jobs into the batch, runs its steps, hands out answers.
 
 The worker process runs it on its main thread, `InProcessEngine` on a thread of this process. The
 other threads only see the hand-over, `FinalsFirst`.
@@ -9,19 +9,21 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from voiced.audio.clock import Clock
+from voiced.engine.batch import Answer, Batch, Lockstep, batch_of
 from voiced.engine.errors import BackendFailed, EngineError, StateLost
 from voiced.engine.recognizer import Recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler
-from voiced.engine.types import EngineLoad, Request, Transcript
+from voiced.engine.types import BatchLoad, EngineLoad, Request
 
 logger = logging.getLogger(__name__)
 
-Answer = Transcript | EngineError
 _WAKE_S = 0.25
 """How soon the engine's thread notices a signal while it has nothing to do."""
 
@@ -42,12 +44,18 @@ class FinalsFirst:
         self._clock = clock
         self._changed = threading.Condition()
         self._stopping = False
-        self._running: Running | None = None
+        self._call: Running | None = None
+        self._batch = BatchLoad()
 
     @property
     def running(self) -> Running | None:
-        """What the engine's thread is at; None while it waits."""
-        return self._running
+        """The call that the engine's thread is in; None while it waits."""
+        return self._call
+
+    @property
+    def batch(self) -> BatchLoad:
+        """How full the batch was when that call began; empty while the thread waits."""
+        return self._batch if self._call is not None else BatchLoad()
 
     def submit(self, job: Job) -> list[Dropped]:
         """Add a job, from any thread; return what it displaced.
@@ -61,12 +69,12 @@ class FinalsFirst:
             return dropped
 
     def promote(self, job_id: int, deadline_ns: int | None) -> None:
-        """Let a waiting eager job be a final, from any thread."""
+        """Let an eager job be a final, from any thread."""
         with self._changed:
             self._scheduler.promote(job_id, deadline_ns)
 
     def cancel(self, segment: int, job_id: int | None = None) -> list[Job]:
-        """Take back what still waits, from any thread."""
+        """Take back what waits; what runs leaves at its next step. From any thread."""
         with self._changed:
             return self._scheduler.cancel(segment, job_id)
 
@@ -86,25 +94,37 @@ class FinalsFirst:
             self._stopping = True
             self._changed.notify()
 
-    def take(
-        self, key: Callable[[Request], Hashable], max_batch: int
-    ) -> tuple[list[Job], list[Dropped]]:
-        """Wait for work, on the engine's thread.
+    def wait(self, *, is_idle: bool) -> bool:
+        """Wait for work unless some is at hand, on the engine's thread.
 
         Returns:
-            A batch and what went past its deadline; both empty when all is done after `stop`.
+            False when all is done after `stop`.
         """
         with self._changed:
-            self._running = None
-            while not self._scheduler and not self._stopping:
+            self._call = None
+            while is_idle and not self._scheduler and not self._stopping:
                 self._changed.wait(_WAKE_S)
-            now_ns = self._clock.monotonic_ns()
-            dropped = self._scheduler.expire(now_ns)
-            return self._scheduler.next_batch(now_ns, key, max_batch), dropped
+            return not is_idle or bool(self._scheduler)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def evict(self, admits: Callable[[Request], bool]) -> list[Dropped]:
+        """Take out what runs and must not go on; see `Scheduler.evict`. On the engine's thread."""
+        with self._changed:
+            return self._scheduler.evict(self._clock.monotonic_ns(), admits)
+
+    def take(self, admits: Callable[[Request], bool]) -> Job | None:
+        """Let one job run; see `Scheduler.take`. On the engine's thread."""
+        with self._changed:
+            return self._scheduler.take(self._clock.monotonic_ns(), admits)
+
+    def finish(self, job_id: int) -> None:
+        """Note that a job has its answer. On the engine's thread."""
+        with self._changed:
+            self._scheduler.finish(job_id)
+
+    def begin(self, jobs: Iterable[int], load: BatchLoad) -> None:
         """Note that an engine call begins, on the engine's thread."""
-        self._running = Running(tuple(job.id for job in jobs), self._clock.monotonic_ns())
+        self._call = Running(tuple(jobs), self._clock.monotonic_ns())
+        self._batch = load
 
 
 def run_engine(
@@ -114,64 +134,125 @@ def run_engine(
     clock: Clock,
 ) -> None:
     """Answer jobs on the calling thread until `queue.stop` was called and all are answered."""
+    driver = _Driver(batch_of(recognizer), queue, answer, clock)
+    while queue.wait(is_idle=driver.is_idle):
+        driver.turn()
 
-    def key(request: Request) -> Hashable:
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inside:
+    """A job in the batch."""
+
+    job: Job
+    waited_ns: int
+
+
+class _Driver:
+    """Brings jobs into the batch between its steps, and their answers out.
+
+    When a step fails, all inside are suspects: each is run once more with nobody beside it, before
+    anything new.
+    """
+
+    def __init__(
+        self, batch: Batch, queue: FinalsFirst, answer: Callable[[int, Answer], None], clock: Clock
+    ) -> None:
+        self._batch = batch
+        self._queue = queue
+        self._answer = answer
+        self._clock = clock
+        self._inside: dict[int, _Inside] = {}
+        self._suspects: deque[Job] = deque()
+        self._lost_state = False
+        """The last step lost the device's state; it is begun again once."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is inside."""
+        return not self._inside and not self._suspects
+
+    def turn(self) -> None:
+        """Let jobs leave, let jobs join, and run one step."""
+        for drop in (*self._queue.expire(), *self._queue.evict(self._batch.admits)):
+            self._drop(drop)
+        if self._suspects and not self._inside:
+            self._join(self._suspects.popleft())
+        # where some are at work, one newcomer a step: each holds up all the others
+        while not self._suspects and (job := self._queue.take(self._batch.admits)) is not None:
+            was_idle = not self._inside
+            self._join(job)
+            if not was_idle and not isinstance(self._batch, Lockstep):
+                break
+        if self._inside:
+            self._step()
+
+    def _drop(self, drop: Dropped) -> None:
+        job_id = drop.job.id
+        if self._inside.pop(job_id, None) is not None:
+            self._batch.leave(job_id)
+        self._suspects = deque(job for job in self._suspects if job.id != job_id)
+        if drop.error is not None:
+            self._answer(job_id, drop.error)
+
+    def _join(self, job: Job) -> None:
+        waited_ns = self._clock.monotonic_ns() - job.accepted_ns
+        self._queue.begin([*self._inside, job.id], self._batch.load())
         try:
-            return recognizer.batch_key(request)
-        except EngineError:  # fits no gear: runs alone, and `recognize` says why it cannot
-            return id(request)
+            with _bugs_as_failures([job]):
+                self._batch.join(job.id, job.request)
+        except EngineError as error:
+            self._fail(job, error)
+        else:
+            self._inside[job.id] = _Inside(job, waited_ns)
 
-    while True:
-        batch, dropped = queue.take(key, recognizer.max_batch)
-        for drop in dropped:
-            answer(drop.job.id, drop.error)
-        if not batch and not dropped:
-            return
-        for job, outcome in _run(recognizer, queue, batch, clock):
-            answer(job.id, outcome)
-
-
-def _run(
-    recognizer: Recognizer, queue: FinalsFirst, batch: list[Job], clock: Clock
-) -> Iterator[tuple[Job, Answer]]:
-    """Run a batch; when it fails as a whole, its jobs once more, one by one."""
-    if not batch:
-        return
-    try:
+    def _step(self) -> None:
+        self._queue.begin(self._inside, self._batch.load())
         try:
-            outcomes = _call(recognizer, queue, batch, clock)
-        except StateLost as error:
-            logger.warning("batch is begun again size=%d: %s", len(batch), error)
-            outcomes = _call(recognizer, queue, batch, clock)
-        yield from outcomes
-    except EngineError as error:
-        if len(batch) == 1:
-            logger.error("request failed segment=%d: %s", batch[0].request.segment.id, error)
-            yield batch[0], error
+            with _bugs_as_failures([each.job for each in self._inside.values()]):
+                answered = self._batch.step()
+        except EngineError as error:
+            self._recover(error)
             return
-        logger.warning("batch failed, trying one by one size=%d: %s", len(batch), error)
-        for job in batch:
-            yield from _run(recognizer, queue, [job], clock)
+        self._lost_state = False
+        for job_id, outcome in answered:
+            inside = self._inside.pop(job_id)
+            self._queue.finish(job_id)
+            self._answer(job_id, _with_queue_time(outcome, inside.waited_ns))
+
+    def _recover(self, error: EngineError) -> None:
+        """Begin again after a step that failed for all."""
+        jobs = [each.job for each in self._inside.values()]
+        self._batch.clear()
+        self._inside.clear()
+        if isinstance(error, StateLost) and not self._lost_state:
+            logger.warning("batch is begun again size=%d: %s", len(jobs), error)
+            self._lost_state = True
+            for job in jobs:
+                self._join(job)
+        elif len(jobs) == 1:
+            self._lost_state = False
+            self._fail(jobs[0], error)
+        else:
+            self._lost_state = False
+            logger.warning("batch failed, trying one by one size=%d: %s", len(jobs), error)
+            self._suspects.extend(jobs)
+
+    def _fail(self, job: Job, error: EngineError) -> None:
+        logger.error("request failed segment=%d: %s", job.request.segment.id, error)
+        self._queue.finish(job.id)
+        self._answer(job.id, error)
 
 
-def _call(
-    recognizer: Recognizer, queue: FinalsFirst, jobs: list[Job], clock: Clock
-) -> list[tuple[Job, Answer]]:
-    began_ns = clock.monotonic_ns()
-    queue.begin(jobs)
+@contextmanager
+def _bugs_as_failures(jobs: Sequence[Job]) -> Iterator[None]:
+    """Top of the worker's loop: a bug in a recogniser must cost its requests only."""
     try:
-        outcomes = recognizer.recognize([job.request for job in jobs])
+        yield
     except EngineError:
         raise
-    except Exception as error:  # top of the worker's loop: a bug must cost its requests only
+    except Exception as error:
         logger.exception("recogniser raised segments=%s", [j.request.segment.id for j in jobs])
         raise BackendFailed(f"recogniser raised {type(error).__name__}") from error
-    if len(outcomes) != len(jobs):
-        raise BackendFailed(f"recogniser gave {len(outcomes)} answers to {len(jobs)} requests")
-    return [
-        (job, _with_queue_time(outcome, began_ns - job.accepted_ns))
-        for job, outcome in zip(jobs, outcomes, strict=True)
-    ]
 
 
 def _with_queue_time(outcome: Answer, waited_ns: int) -> Answer:

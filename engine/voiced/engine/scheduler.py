@@ -3,13 +3,13 @@
 Finals run before eager requests, those before partials. For one segment the more certain question
 displaces the less certain one: a final all others, an eager request the partials.
 
-A request that was accepted leaves exactly once: in a batch, or dropped with the error that says
-why (superseded, past its deadline), or taken back by `cancel`.
+A request that was accepted leaves exactly once: finished, or dropped with the error that says why
+(superseded, past its deadline), or taken back by `cancel`; waiting or between two steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError, Superseded
@@ -22,6 +22,8 @@ MAX_QUEUED_PARTIALS = 16
 """More streams than this waiting for a partial means that partials come too late to be of use."""
 MAX_QUEUED_EAGER = 16
 """Eager answers that come later than this many others come after the pause that they bridge."""
+PASSED_NS = 1_000_000_000
+"""How long a request that does not fit beside what runs lets others of its urgency pass it."""
 _BY_URGENCY = (RequestKind.FINAL, RequestKind.EAGER, RequestKind.PARTIAL)
 
 
@@ -52,10 +54,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dropped:
-    """A job that will not run, and what its owner is told."""
+    """A job that will not run to its end, and what its owner is told."""
 
     job: Job
-    error: EngineError
+    error: EngineError | None
+    """None: whoever asked has taken the request back and hears nothing."""
+
+
+def _rank(job: Job) -> int:
+    """Place in the order of urgency, 0 first."""
+    return _BY_URGENCY.index(job.request.kind)
 
 
 def retry_after_ms(oldest_age_ns: int) -> int:
@@ -84,6 +92,9 @@ class Scheduler:
         }
         self._queues: dict[RequestKind, dict[int, Job]] = {kind: {} for kind in _BY_URGENCY}
         """By job id, in order of arrival."""
+        self._running: dict[int, Job] = {}
+        """In the order in which they began."""
+        self._withdrawn: set[int] = set()
         self._served: dict[str, int] = {}
         """Turn at which each waiting stream was last served."""
         self._turn = 0
@@ -132,24 +143,31 @@ class Scheduler:
         return dropped
 
     def promote(self, job_id: int, deadline_ns: int | None) -> bool:
-        """Let a waiting eager job be a final, never refused: it was accepted before.
+        """Let an eager job be a final, never refused: it was accepted before.
 
         Returns:
-            Whether it waits; False for one that has left.
+            Whether it waits or runs; False for one that has left.
         """
         job = self._queues[RequestKind.EAGER].pop(job_id, None)
-        if job is None:
+        if job is not None:
+            self._finals[job_id] = job.promoted(deadline_ns)
+        elif job_id in self._running:
+            self._running[job_id] = self._running[job_id].promoted(deadline_ns)
+        else:
             return False
-        self._finals[job_id] = job.promoted(deadline_ns)
         return True
 
     def cancel(self, segment: int, job_id: int | None = None) -> list[Job]:
-        """Take back the waiting jobs of a segment, or only one of them."""
-        taken = [
-            job
-            for job in self._waiting()
-            if job.request.segment.id == segment and job_id in (None, job.id)
-        ]
+        """Take back the waiting jobs of a segment, or only one of them.
+
+        Those that run are marked: `evict` takes them out at the next step.
+        """
+
+        def is_meant(job: Job) -> bool:
+            return job.request.segment.id == segment and job_id in (None, job.id)
+
+        self._withdrawn.update(job.id for job in self._running.values() if is_meant(job))
+        taken = [job for job in self._waiting() if is_meant(job)]
         self._remove(taken)
         return taken
 
@@ -159,31 +177,84 @@ class Scheduler:
         self._remove(late)
         return [Dropped(job, too_late(job, now_ns)) for job in late]
 
-    def next_batch(
-        self, now_ns: int, key: Callable[[Request], Hashable], max_batch: int
-    ) -> list[Job]:
-        """Take up to `max_batch` jobs of one kind that may run together.
+    def take(self, now_ns: int, admits: Callable[[Request], bool]) -> Job | None:
+        """Let one job run.
+
+        Partials wait while anything more urgent runs: encoding one would hold up all that share
+        the batch. A job that does not fit lets others of its urgency pass, for a second.
 
         Args:
             now_ns: Monotonic time; jobs past their deadline stay for `expire`.
-            key: Requests with equal keys may share a batch (`Recognizer.batch_key`).
-            max_batch: Most jobs to take, at least 1.
+            admits: Whether a request could join what runs (`Batch.admits`).
 
         Returns:
-            The batch, the fairest choice first; empty when nothing waits.
+            The most urgent, and among equals the fairest choice; None when nothing may join now.
         """
-        in_time = (self._in_time(self._queues[kind], now_ns) for kind in _BY_URGENCY)
-        candidates = {job: key(job.request) for job in next(filter(None, in_time), [])}
-        batch: list[Job] = []
-        while candidates and len(batch) < max_batch:
+        kind, candidates = self._most_urgent(now_ns)
+        if kind is RequestKind.PARTIAL and any(
+            job.request.kind.is_searched for job in self._running.values()
+        ):
+            return None
+        oldest_ns = min((job.accepted_ns for job in candidates), default=now_ns)
+        while candidates:
             job = self._fairest(candidates)
-            batch.append(job)
-            self._turn += 1
-            self._served[job.request.segment.stream] = self._turn
-            wanted = candidates.pop(job)
-            candidates = {other: k for other, k in candidates.items() if k == wanted}
-        self._remove(batch)
-        return batch
+            if admits(job.request):
+                self._remove([job])
+                self._running[job.id] = job
+                self._turn += 1
+                self._served[job.request.segment.stream] = self._turn
+                return job
+            if now_ns - oldest_ns > PASSED_NS:
+                return None
+            candidates.remove(job)
+        return None
+
+    def evict(self, now_ns: int, admits: Callable[[Request], bool]) -> list[Dropped]:
+        """Take out of what runs, between two steps: withdrawn, late, and what must make room.
+
+        A partial gives its place to anything more urgent that does not fit beside it, and an eager
+        job to a final: the one that began last goes first, one at a time.
+
+        Returns:
+            Jobs with what their owners are told; a withdrawn one has no owner any more.
+        """
+        dropped = [Dropped(self._running[i], None) for i in self._withdrawn]
+        self._withdrawn.clear()
+        for drop in dropped:
+            del self._running[drop.job.id]
+        for job in [job for job in self._running.values() if job.is_late(now_ns)]:
+            del self._running[job.id]
+            dropped.append(Dropped(job, too_late(job, now_ns)))
+        kind, waiting = self._most_urgent(now_ns)
+        if kind is not None and self._running and not dropped:
+            lesser = [job for job in self._running.values() if _rank(job) > _BY_URGENCY.index(kind)]
+            if lesser and not any(admits(job.request) for job in waiting):
+                order = list(self._running)
+                victim = max(lesser, key=lambda job: (_rank(job), order.index(job.id)))
+                del self._running[victim.id]
+                request = victim.request
+                name = f"{request.kind} {request.revision} of segment {request.segment.id}"
+                dropped.append(Dropped(victim, Superseded(f"{name} made room for a {kind}")))
+        return dropped
+
+    def finish(self, job_id: int) -> Job | None:
+        """Note that a job no longer runs; None when it was taken out before."""
+        self._withdrawn.discard(job_id)
+        job = self._running.pop(job_id, None)
+        self._forget_streams()
+        return job
+
+    @property
+    def running(self) -> tuple[Job, ...]:
+        """Jobs that were taken and have not left, in the order in which they began."""
+        return tuple(self._running.values())
+
+    def _most_urgent(self, now_ns: int) -> tuple[RequestKind | None, list[Job]]:
+        for kind in _BY_URGENCY:
+            jobs = self._in_time(self._queues[kind], now_ns)
+            if jobs:
+                return kind, jobs
+        return None, []
 
     def _in_time(self, jobs: dict[int, Job], now_ns: int) -> list[Job]:
         return [job for job in jobs.values() if not job.is_late(now_ns)]
@@ -200,7 +271,10 @@ class Scheduler:
     def _remove(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
             del self._queues[job.request.kind][job.id]
-        if not len(self):
+        self._forget_streams()
+
+    def _forget_streams(self) -> None:
+        if not len(self) and not self._running:
             self._served.clear()  # nobody to be fair to; old stream names must not pile up
 
     def __len__(self) -> int:

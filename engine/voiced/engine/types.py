@@ -89,6 +89,18 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchLoad:
+    """What the engine works on now."""
+
+    running: int = 0
+    """Requests that share the next step."""
+    positions: int = 0
+    """Places of the decoder that they take, where the model knows; padding included."""
+    padding: int = 0
+    """Those that hold nothing, because another request is longer."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy the engine is, for overload decisions and metrics."""
 

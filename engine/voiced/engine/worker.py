@@ -24,9 +24,10 @@ import zmq
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
+from voiced.engine.batch import Answer
 from voiced.engine.errors import EngineError
 from voiced.engine.loglines import formatter_for
-from voiced.engine.loop import Answer, FinalsFirst, process_memory, run_engine
+from voiced.engine.loop import FinalsFirst, process_memory, run_engine
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals
 from voiced.engine.types import EngineConfig
@@ -155,7 +156,8 @@ def _receive(
 
 def _refuse(host: zmq.Socket[bytes], dropped: list[Dropped]) -> None:
     for drop in dropped:
-        host.send(ipc.encode(ipc.failure_of(drop.job.id, drop.error)))
+        if drop.error is not None:
+            host.send(ipc.encode(ipc.failure_of(drop.job.id, drop.error)))
 
 
 def _heartbeat(queue: FinalsFirst, clock: Clock) -> ipc.Heartbeat:

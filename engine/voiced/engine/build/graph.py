@@ -17,6 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 Float = npt.NDArray[np.float32]
 
+RUNTIME_DOMAIN = "com.microsoft"
+"""Operators that only ONNX Runtime has."""
+
 
 class Precision(StrEnum):
     """How weights of linear layers are stored and multiplied."""
@@ -188,6 +191,52 @@ class GraphBuilder:
             y = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), scales)
         return y if bias is None else self.op("Add", y, self.constant(bias))
 
+    def row_linear(
+        self, x: str, weight: Float, bias: Float | None = None, *, least: float | None = None
+    ) -> str:
+        """As `linear`, with every row of x float32[m, k] quantised by itself.
+
+        So no row's result depends on its neighbours, whoever shares the batch. Uses a fused
+        operator of ONNX Runtime.
+
+        Args:
+            x: The rows.
+            weight: float32[k, n].
+            bias: float32[n].
+            least: What no value of x lies below, where that is near 0: all 8 bits serve what lies
+                above. None: as far below 0 as above.
+        """
+        if self.precision is not Precision.INT8:
+            return self.linear(x, weight, bias)
+        f32, u8 = np.float32, np.uint8
+        quantised, scale, zero = quantise_columns(weight, self.precision)
+        if least is None:
+            levels, origin = 127, 128
+            size = self.reduce("ReduceMax", self.op("Abs", x), -1)
+        else:
+            levels, origin = 255, 0
+            x = self.op("Sub", x, self.constant(least, f32))
+            size = self.reduce("ReduceMax", x, -1)
+            # (x - least) W is too much by -least W
+            extra = least * (quantised.astype(f32) * scale).sum(axis=0)
+            bias = extra if bias is None else bias + extra
+        size = self.op("Max", size, self.constant(1e-9, f32))
+        unit = self.op("Div", x, size)
+        step, zero_point = self.constant(1 / levels, f32), self.constant(origin, u8)
+        rows = self.op("QuantizeLinear", unit, step, zero_point)
+        product = self.op(
+            "MatMulIntegerToFloat",
+            rows,
+            self.constant(quantised, quantised.dtype),
+            step,
+            self.constant(scale),
+            zero_point,
+            self.constant(zero, zero.dtype),
+            domain=RUNTIME_DOMAIN,
+        )
+        y = self.op("Mul", product, size)
+        return y if bias is None else self.op("Add", y, self.constant(bias))
+
     def embedding(self, ids: str, table: Float) -> str:
         """Rows of `table` float32[v, d] for `ids` int32[...]."""
         if self.precision in (Precision.FP32, Precision.FP16):
@@ -247,9 +296,12 @@ class GraphBuilder:
         graph = helper.make_graph(
             self._nodes, self.name, self._inputs, self._outputs, self._constants
         )
+        domains = {"": self.opset}
+        if any(node.domain == RUNTIME_DOMAIN for node in self._nodes):
+            domains[RUNTIME_DOMAIN] = 1
         model = helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[helper.make_opsetid(domain, v) for domain, v in domains.items()],
             # the version of the format that came with the opset; old converters look at it
             ir_version=10 if self.opset > 13 else 7,
             producer_name="voiced",

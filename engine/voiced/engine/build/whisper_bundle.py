@@ -21,12 +21,18 @@ from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.fetch import Progress
 from voiced.engine.build.graph import Precision
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.build.whisper import prefill_graph, step_graph
+from voiced.engine.build.whisper import prefill_graph
 from voiced.engine.build.whisper_layers import Tensors, WhisperDims, read_dims
 from voiced.engine.build.whisper_resident import resident_prefill_graph, resident_step_graph
+from voiced.engine.build.whisper_step import step_graph
 from voiced.engine.bundle import GearShape, Golden, Manifest
 from voiced.engine.errors import FetchError
-from voiced.engine.families.whisper import ResidentInfo, ResidentSpan, WhisperModelInfo
+from voiced.engine.families.whisper import (
+    ResidentInfo,
+    ResidentSpan,
+    WhisperModelInfo,
+    WhisperTailInfo,
+)
 from voiced.engine.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, answer
 
 GEARS_S = (
@@ -43,6 +49,9 @@ nothing, padding does. The last is the model's own length and has no room for a 
 TAIL_FRAMES = 400
 """Encoder frames of silence behind a gear: the shortest tail whose error equals 30-s padding in
 every group of clips."""
+
+TAIL_BLOCK = 4
+"""Encoder frames of the tail for which one key and one value stand, where graphs can weigh them."""
 
 RESIDENT_GEARS_S = (2, 4, 6, 8, 12, 16, 28)
 """Gear lengths where every gear is compiled and held in memory by itself. The last leaves the
@@ -161,6 +170,17 @@ def record_tail(
     return tail
 
 
+def sampled(tail: npt.NDArray[np.float32], block: int) -> npt.NDArray[np.float32]:
+    """Take the middle of each `block` positions: [outputs, positions, d] → [outputs, blocks, d].
+
+    A sample keeps what the sum of exp(score) over a block is on average. The mean of the keys does
+    not: it loses the part of their scores that changes from position to position, and with it
+    weight (measured: three times as far from the full tail as a sample).
+    """
+    blocks = tail.shape[1] // block
+    return np.ascontiguousarray(tail[:, block // 2 :: block][:, :blocks])
+
+
 def build_whisper(
     tensors: Tensors, tokenizer_json: Path, writer: BundleWriter, progress: Progress
 ) -> Manifest:
@@ -269,15 +289,18 @@ def _complete(
     # float16 is a type of devices; the tail is stored as float32 in any case
     recorded = Precision.FP32 if precision is Precision.FP16 else precision
     onnx.save(prefill_graph(tensors, dims, recorded, record=True), record)
-    rows = _tail_rows(dims)
-    record_tail(backend, record, dims, list(rows)).tofile(writer.path_for("tail.f32"))
+    rows, block = _tail_rows(dims), TAIL_BLOCK if resident is None else 1
+    tail = record_tail(backend, record, dims, list(rows))
+    sampled(tail, block).tofile(writer.path_for("tail.f32"))
 
     sizes = {k: v for k, v in asdict(dims).items() if k != "vocabulary"}
     manifest = Manifest(
         name="whisper",
         family="whisper",
         graphs={"prefill": "prefill.onnx", "step": "step.onnx"},
-        model=msgspec.to_builtins(WhisperModelInfo(**sizes, resident=resident)),
+        model=msgspec.to_builtins(
+            WhisperModelInfo(**sizes, packed=resident is None, resident=resident)
+        ),
         frontend={"rate_hz": RATE_HZ, "hop": 160, "window": 400, "mels": dims.mels},
         gears=tuple(GearShape(frames=2 * round(s * 50)) for s in gears_s),
         tokens={
@@ -285,7 +308,9 @@ def _complete(
             "blank": tokens.pieces.index(b" "),
             **tokens.special,
         },
-        tail={"file": "tail.f32", "frames": TAIL_FRAMES, "names": list(rows.values())},
+        tail=msgspec.to_builtins(
+            WhisperTailInfo("tail.f32", TAIL_FRAMES, tuple(rows.values()), block)
+        ),
         golden=Golden(input=GOLDEN_INPUT, output=GOLDEN_OUTPUT),
         quantisation="none" if precision is Precision.FP32 else precision.value,
     )

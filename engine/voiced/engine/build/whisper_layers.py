@@ -126,9 +126,11 @@ def encoded(
     extend: Callable[[str, str], str],
     *,
     batch: int = 1,
+    mask: str | None = None,
 ) -> str:
     """All encoder layers and the last norm over [batch, T, d]; batch 0 takes any.
 
+    `mask` is added to the attention scores [batch, H, T, T+P].
     `extend` gets keys, then values, [batch, T, d] of each layer with their name, e.g.
     `encoder_k_0`, and returns what is attended to, [batch, T+P, d].
     """
@@ -144,6 +146,8 @@ def encoded(
         scores = g.op(
             "MatMul", split_heads(g, q, dims, batch), split_heads(g, k, dims, batch, keys=True)
         )
+        if mask is not None:
+            scores = g.op("Add", scores, mask)
         context = g.op("MatMul", g.op("Softmax", scores, axis=-1), split_heads(g, v, dims, batch))
         attended = g.linear(
             merge_heads(g, context, dims, batch), *w.linear(f"{name}/self_attention/linear_1")

@@ -57,6 +57,9 @@ class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     decoder_layers: int
     encoder_positions: int
     decoder_positions: int
+    packed: bool = False
+    """The step graph computes live rows only and takes utterances of different lengths; keys of the
+    silence tail stand for several frames each. A bundle of an older build has neither."""
     resident: ResidentInfo | None = None
     """None: the graphs take and give their caches as host arrays."""
 
@@ -84,14 +87,16 @@ class WhisperTokenInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     begin with `end` and `no_speech`."""
 
 
-class WhisperTailInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`manifest.tail` of the family: keys and values of silence, float32[rows, positions, d]."""
+class WhisperTailInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`manifest.tail` of the family: keys and values of silence, float32[rows, blocks, d]."""
 
     file: str
     frames: int
     """Encoder frames (20 ms) appended behind a gear."""
     names: tuple[str, ...]
     """Graph input of each row."""
+    block: int = 1
+    """Encoder frames that one row stands for: it is one of them."""
 
 
 class Vocabulary:

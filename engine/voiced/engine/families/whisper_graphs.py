@@ -21,13 +21,18 @@ from voiced.engine.families.whisper import ResidentInfo, WhisperModelInfo, Whisp
 from voiced.engine.gears import GearSet
 from voiced.engine.graphs import Graphs
 from voiced.engine.resident import ResidentDecoder
+from voiced.engine.slots import SlotDecoder
 from voiced.engine.types import Gear
 
 CELLS = (64, 128, 192, 256, 384, 512, 768)
 """Cache lengths of the host's decoder, before the one that holds the longest text."""
 
 MAX_AREA = 3200
-"""Most feature frames, batch x gear, that the cross-attention arena is planned for (79 MB)."""
+"""Most cross-attention positions of all utterances together (79 MB for Whisper base); with graphs
+of an older build, most feature frames of a batch."""
+
+PROMPT = 4
+"""Tokens before the text: start, language, task, no timestamps."""
 
 
 class Loan(Protocol):
@@ -67,19 +72,38 @@ class Tail:
     """Keys and values of silence that stand behind a gear."""
 
     def __init__(self, root: Path, info: WhisperTailInfo, model: WhisperModelInfo) -> None:
-        shape = (len(info.names), model.encoder_positions, model.d_model)
+        self.block = info.block
+        shape = (len(info.names), model.encoder_positions // info.block, model.d_model)
         self._rows = np.memmap(root / info.file, np.float32, mode="r").reshape(shape)
         self._names = info.names
 
-    def behind(self, gear: Gear, length: int) -> dict[str, Float]:
-        """Each graph input's float32[length, d]."""
-        start = gear.frames // 2
-        rows = (row[start : start + length] for row in self._rows)
+    def count(self, gear: Gear, frames: int) -> int:
+        """Rows that stand for `frames` encoder frames, or as many as there are behind a gear."""
+        return max(0, min(frames // self.block, self._rows.shape[1] - self._first(gear)))
+
+    def behind(self, gear: Gear, count: int) -> dict[str, Float]:
+        """Each graph input's float32[count, d]."""
+        first = self._first(gear)
+        rows = (row[first : first + count] for row in self._rows)
         return dict(zip(self._names, rows, strict=True))
+
+    def mask(self, gear: Gear, count: int) -> Float:
+        """What is added to the scores of a gear's own frames and of `count` rows behind."""
+        mask = np.zeros(gear.frames // 2 + count, np.float32)
+        mask[gear.frames // 2 :] = np.log(self.block)
+        return mask
+
+    def _first(self, gear: Gear) -> int:
+        """First block that lies behind the gear as a whole."""
+        return -(-(gear.frames // 2) // self.block)
 
 
 class HostGraphs:
-    """Caches in host arrays that grow with the text; any batch of a gear's frames."""
+    """Caches in host arrays that grow with the text.
+
+    With packed graphs one utterance is lent to at a time, and several are decoded in `slots`; with
+    those of an older build any batch of a gear's frames, in lockstep.
+    """
 
     def __init__(
         self,
@@ -88,16 +112,18 @@ class HostGraphs:
         info: WhisperModelInfo,
         tail: Tail,
         *,
+        ids: Sequence[int],
         specials: int,
         tail_frames: Callable[[Gear], int],
         max_batch: int,
         max_beam: int,
     ) -> None:
         self.max_batch = max_batch
+        together = 1 if info.packed else max_batch
         self.gears = GearSet(
             Gear(frames, batch)
             for frames in lengths
-            for batch in range(1, max_batch + 1)
+            for batch in range(1, together + 1)
             if batch == 1 or batch * frames <= MAX_AREA
         )
         self._info = info
@@ -105,13 +131,28 @@ class HostGraphs:
         self._tail_frames = tail_frames
         self._pool = BufferPool({g: self._cross_shapes(g) for g in self.gears})
         self._prefill = graphs.session("prefill", {})
+        step = graphs.session("step", {})
+        shape = DecoderShape(info.decoder_layers, info.heads, info.d_head, specials, info.packed)
+        cells = cell_lengths(max_beam, info.decoder_positions // 2)
         self._decoder = StepDecoder(
-            graphs.session("step", {}),
-            DecoderShape(info.decoder_layers, info.heads, info.d_head, specials),
-            cells=cell_lengths(max_beam, info.decoder_positions // 2),
-            max_batch=max_batch,
-            max_rows=max(4, max_beam),
+            step,
+            shape,
+            cells=cells,
+            max_batch=together,
+            max_rows=max(PROMPT, max_beam),
         )
+        self.slots: SlotDecoder | None = None
+        """Where several utterances are decoded; they join from a loan of one."""
+        if info.packed:
+            self.slots = SlotDecoder(
+                step,
+                shape,
+                cells=cells,
+                ids=ids,
+                max_batch=max_batch,
+                max_rows=max_beam,
+                positions=MAX_AREA,
+            )
 
     @contextmanager
     def lend(self, gear: Gear) -> Iterator[Loan]:
@@ -125,18 +166,32 @@ class HostGraphs:
         Utterances are encoded one by one: the encoder is compute-bound, a batch gains nothing on
         a CPU (facts: 58-61 ms a segment at any batch), and no utterance sees its neighbours.
         """
-        tail = self._tail.behind(lease.gear, self._tail_frames(lease.gear))
-        outputs = {name: lease[name][place : place + 1] for name in self._cross_shapes(lease.gear)}
-        self._prefill.bind({"mel": features} | tail, outputs).run()
+        gear, count = lease.gear, self._rows_behind(lease.gear)
+        inputs = {"mel": features, **self._tail.behind(gear, count)}
+        if self._info.packed:
+            inputs["span_mask"] = self._tail.mask(gear, count)[None, None, None]
+        outputs = {name: lease[name][place : place + 1] for name in self._cross_shapes(gear)}
+        self._prefill.bind(inputs, outputs).run()
 
-    def begin(self, lease: Lease, n: int) -> Decoder:
+    def begin(self, lease: Lease, n: int) -> StepDecoder:
         """Start to decode the first `n` rows of the leased buffers."""
-        self._decoder.start({name: lease[name][:n] for name in self._cross_shapes(lease.gear)})
+        gear = lease.gear
+        cross = {name: lease[name][:n] for name in self._cross_shapes(gear)}
+        if self._info.packed:
+            cross["cross_mask"] = self._tail.mask(gear, self._rows_behind(gear))[None, None, None]
+        self._decoder.start(cross)
         return self._decoder
+
+    def span(self, gear: Gear) -> int:
+        """Cross-attention positions of an utterance at this gear."""
+        return gear.frames // 2 + self._rows_behind(gear)
+
+    def _rows_behind(self, gear: Gear) -> int:
+        return self._tail.count(gear, self._tail_frames(gear))
 
     def _cross_shapes(self, gear: Gear) -> dict[str, tuple[int, ...]]:
         info = self._info
-        places = gear.frames // 2 + self._tail_frames(gear)
+        places = self.span(gear)
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(info.decoder_layers):
             shapes[f"cross_k_{layer}"] = (gear.batch, info.heads, info.d_head, places)
@@ -153,7 +208,7 @@ class _HostLoan:
         for place, each in enumerate(features):
             self._owner.encode(self._lease, place, each)
 
-    def begin(self, n: int) -> Decoder:
+    def begin(self, n: int) -> StepDecoder:
         return self._owner.begin(self._lease, n)
 
     def sample(self) -> tuple[Float, Float]:
@@ -286,4 +341,5 @@ class _ResidentLoan:
 def cell_lengths(beam: int, tokens: int) -> tuple[int, ...]:
     """Cache lengths for texts of at most `tokens` tokens in `beam` rows that share nothing."""
     longest = 4 + beam * (tokens + 4)  # the prompt; room for a few steps after a compaction
+    longest = -(-longest // 64) * 64  # as all others: sums over a longer cache add up alike
     return (*(c for c in CELLS if c < longest), longest)

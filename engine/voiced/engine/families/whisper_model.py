@@ -16,7 +16,7 @@ from voiced.audio.features.whisper import log_mel
 from voiced.engine.backends.base import Backend, Traffic
 from voiced.engine.buffers import Float
 from voiced.engine.bundle import Manifest
-from voiced.engine.decode import BeamSearch, Decoder, Hypothesis
+from voiced.engine.decode import BeamSearch, Decoder, Hypothesis, StepDecoder
 from voiced.engine.errors import BundleError
 from voiced.engine.families.whisper import (
     LanguageChoice,
@@ -29,6 +29,7 @@ from voiced.engine.families.whisper import (
     tail_length,
 )
 from voiced.engine.families.whisper_graphs import (
+    PROMPT,
     HostGraphs,
     Loan,
     ResidentGraphs,
@@ -36,6 +37,7 @@ from voiced.engine.families.whisper_graphs import (
     WhisperGraphs,
 )
 from voiced.engine.graphs import open_graphs
+from voiced.engine.slots import SlotDecoder
 from voiced.engine.types import Gear
 
 
@@ -56,6 +58,19 @@ class Decoded:
     """Best first; tokens are columns of the projection."""
     no_speech: float
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An utterance whose prompt has run."""
+
+    search: BeamSearch
+    language: LanguageChoice
+    no_speech: float
+
+    def decoded(self, steps: int) -> Decoded:
+        """What was found, once the search is done."""
+        return Decoded(self.language, self.search.results(), self.no_speech, steps)
 
 
 class WhisperModel:
@@ -119,6 +134,7 @@ class WhisperModel:
                 sorted({g.frames for g in manifest.gears}),
                 info,
                 tail,
+                ids=self.vocabulary.ids,
                 specials=specials,
                 tail_frames=length,
                 max_batch=max_batch,
@@ -143,6 +159,16 @@ class WhisperModel:
             tail_frames=length,
             max_batch=max_batch,
         )
+
+    @property
+    def slots(self) -> SlotDecoder | None:
+        """Where utterances that came at different times are decoded; None: in lockstep only."""
+        return self._memory.slots if isinstance(self._memory, HostGraphs) else None
+
+    def span(self, gear: Gear) -> int:
+        """Places that an utterance at this gear takes in `slots`."""
+        assert isinstance(self._memory, HostGraphs)
+        return self._memory.span(gear)
 
     @property
     def traffic(self) -> Traffic:
@@ -177,8 +203,32 @@ class WhisperModel:
         configured: Sequence[str],
     ) -> list[Decoded]:
         """Search the text of the first len(`utterances`) rows of the loan, in lockstep."""
-        n = len(utterances)
-        tokens, decoder = self.tokens, loan.begin(n)
+        decoder = loan.begin(len(utterances))
+        begun = self._prompt(decoder, utterances, beam=beam, configured=configured)
+        steps = self._search(decoder, [each.search for each in begun], beam)
+        return [each.decoded(taken) for each, taken in zip(begun, steps, strict=True)]
+
+    def join(
+        self, loan: Loan, utterance: Utterance, *, beam: int, configured: Sequence[str]
+    ) -> Begun:
+        """Run the prompt of the only utterance of a loan and let it join `slots` as the last."""
+        decoder = loan.begin(1)
+        assert self.slots is not None
+        assert isinstance(decoder, StepDecoder)
+        (begun,) = self._prompt(decoder, [utterance], beam=beam, configured=configured)
+        self.slots.join(decoder, rows=len(begun.search.rows))
+        return begun
+
+    def _prompt(
+        self,
+        decoder: Decoder,
+        utterances: Sequence[Utterance],
+        *,
+        beam: int,
+        configured: Sequence[str],
+    ) -> list[Begun]:
+        """Choose languages where none is pinned, and take the first tokens."""
+        n, tokens = len(utterances), self.tokens
         begin = partial(decoder.step, causal=True, scores=np.zeros((n, 1)), top=beam + 1)
 
         def codes(choices: Sequence[LanguageChoice]) -> list[list[int]]:
@@ -189,7 +239,7 @@ class WhisperModel:
         if len(pinned) == n:
             languages = [LanguageChoice(code, 1.0) for code in pinned]
             prompt = [[tokens.start, *rest] for rest in codes(languages)]
-            result = begin(prompt, np.arange(4)[None], rows=[3])
+            result = begin(prompt, np.arange(PROMPT)[None], rows=[3])
             no_speech = self._no_speech(result.specials[:, 0])
         else:
             result = begin([[tokens.start]] * n, [[0]], rows=[0])
@@ -200,29 +250,23 @@ class WhisperModel:
                 else choose_language(row[2:], self.languages, configured)
                 for u, row in zip(utterances, result.specials[:, 0], strict=True)
             ]
-            result = begin(codes(languages), np.arange(1, 4)[None], rows=[2])
+            result = begin(codes(languages), np.arange(1, PROMPT)[None], rows=[2])
 
-        searches = []
+        begun = []
         for i, utterance in enumerate(utterances):
             limit = max_tokens(utterance.samples, self.info.decoder_positions)
             search = BeamSearch(beam=beam, max_tokens=limit)
             search.begin(
                 result.best_scores[i], result.best_tokens[i], banned=frozenset({tokens.blank})
             )
-            searches.append(search)
-        steps = self._search(decoder, searches, beam)
-        return [
-            Decoded(language, search.results(), chance, taken)
-            for language, search, chance, taken in zip(
-                languages, searches, no_speech, steps, strict=True
-            )
-        ]
+            begun.append(Begun(search, languages[i], no_speech[i]))
+        return begun
 
     def _search(self, decoder: Decoder, searches: Sequence[BeamSearch], beam: int) -> list[int]:
         """Step all searches until each is done; returns the steps that each took."""
         ids = np.asarray(self.vocabulary.ids, np.int32)
         taken = [0] * len(searches)
-        position = 4
+        position = PROMPT
         while not all(s.done for s in searches):
             last = np.array([[row[-1] for row in s.rows] for s in searches])
             result = decoder.step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from voiced.engine.families.whisper import (
     is_no_speech,
     join_pieces,
 )
+from voiced.engine.families.whisper_batch import WhisperBatch
 from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
 from voiced.engine.split import split_quietly
 from voiced.engine.types import (
@@ -151,7 +153,10 @@ class WhisperRecognizer:
         return gears.pick(1, min(frames_needed(samples), gears.max_frames)).frames
 
     def recognize(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
-        """Answer each request, in order; those of one batch must have equal keys."""
+        """Answer each request, in order; in lockstep those of one call must have equal keys."""
+        batch = self.open_batch()
+        if batch is not None:
+            return _run_all(batch, requests)
         frames = max((self._gear_frames(len(r.segment.pcm)) for r in requests), default=0)
         # long gears take fewer than max_batch: the cross-attention arena is bounded
         most = max(1, min(self._max_batch, self.model.gears.largest_batch(frames)))
@@ -159,6 +164,21 @@ class WhisperRecognizer:
         for start in range(0, len(requests), most):
             answers += self._batch(requests[start : start + most])
         return answers
+
+    def open_batch(self) -> WhisperBatch | None:
+        """Return the batch in which requests come and go; None for graphs that run in lockstep.
+
+        One is in use at a time: all of them share the model's slots.
+        """
+        if self.model.slots is None:
+            return None
+        return WhisperBatch(
+            self.model,
+            gear_of=lambda samples: self.model.gears.pick(1, self._gear_frames(samples)),
+            beam_of=self._beam_of,
+            languages=self._languages,
+            answer=self._transcript,
+        )
 
     def _batch(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
         answers: dict[int, Transcript | EngineError] = {}
@@ -272,6 +292,21 @@ class WhisperRecognizer:
     def close(self) -> None:
         """Drop sessions and buffers."""
         del self.model
+
+
+def _run_all(batch: WhisperBatch, requests: Sequence[Request]) -> list[Transcript | EngineError]:
+    """Answer requests through a batch that nobody else uses."""
+    answers: dict[int, Transcript | EngineError] = {}
+    waiting = deque(enumerate(requests))
+    try:
+        while waiting or len(batch):
+            while waiting and batch.admits(waiting[0][1]):
+                batch.join(*waiting.popleft())
+            answers.update(batch.step())
+    except BaseException:
+        batch.clear()
+        raise
+    return [answers[i] for i in range(len(requests))]
 
 
 def _ms_since(begun: float) -> float:

@@ -1,0 +1,184 @@
+"""Whisper weights → one decoder step with its post-processing, for caches in host arrays.
+
+Utterances lie beside each other in N slots of B rows; attention is computed for all N x B. All
+else, which is all that has weights, is computed for the M rows that live only: a greedy search has
+one where a beam has five, and both can share a step. Rows are quantised one by one, so that no
+text depends on who shared the step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto
+
+from voiced.engine.build.graph import Float, GraphBuilder, Precision
+from voiced.engine.build.whisper_layers import Tensors, Weights, WhisperDims, scaled
+
+OPSET = 20  # the first with Gelu
+_GELU_LEAST = -0.17
+"""No GELU lies below: its minimum is -0.16997."""
+
+
+def step_graph(
+    tensors: Tensors,
+    dims: WhisperDims,
+    precision: Precision,
+    *,
+    text_ids: npt.NDArray[np.int32],
+    special_ids: npt.NDArray[np.int32],
+) -> onnx.ModelProto:
+    """Build one decoder step.
+
+    The output projection has a column per entry of `text_ids` only: suppressed tokens and
+    timestamps cannot be chosen because they do not exist. `special_ids` (end of text first) get a
+    projection of their own in float32.
+
+    Inputs (N slots of B rows, M of them live, C cache cells, S cross positions, A live rows that
+    are answered, R answers a slot):
+        tokens, positions int32[N, B]; scores float32[N, R]; top int64[1] (K)
+        live int32[M]: which of the N x B rows; place int32[N x B]: where each is among them
+        asked int32[A]: which of the live rows; ask_place int32[N, R]: where each answer is among
+        them. Rows that do not live point anywhere.
+        cache_mask float32[N, 1, B, C], new_mask float32[N, 1, B, B],
+        cross_mask float32[N, 1, 1, S]: added to attention scores
+        self_k_l float32[N, H, dk, C], self_v_l float32[N, H, C, dk], cross_k_l, cross_v_l
+    Outputs:
+        best_scores float32[N, K], best_rows int32[N, K] (index into R), best_tokens int32[N, K]
+        (index into text_ids), best first; end_scores float32[N, R]: the score of stopping there;
+        specials float32[M, len(special_ids)]: logits
+        new_k_l float32[N, H, dk, B], new_v_l float32[N, H, B, dk]: rows to write into the caches
+    """
+    w = Weights(tensors)
+    d, heads, width = dims.d_model, dims.heads, dims.d_head
+    scale = width**-0.5
+    g = GraphBuilder("step", precision, OPSET)
+    f32, i32 = TensorProto.FLOAT, TensorProto.INT32
+    tokens = g.input("tokens", i32, ["N", "B"])
+    positions = g.input("positions", i32, ["N", "B"])
+    live = g.input("live", i32, ["M"])
+    place = g.input("place", i32, ["NB"])
+    cache_mask = g.input("cache_mask", f32, ["N", 1, "B", "C"])
+    new_mask = g.input("new_mask", f32, ["N", 1, "B", "B"])
+    cross_mask = g.input("cross_mask", f32, ["N", 1, 1, "S"])
+    by_head = g.op(
+        "Concat", g.op("Shape", tokens, start=0, end=1), g.ints(-1, heads, width), axis=0
+    )
+
+    def spread(x: str, *, keys: bool = False) -> str:
+        """[NB, d] → [N, H, B, dk], or [N, H, dk, B] for keys."""
+        split = g.op("Reshape", x, by_head)
+        return g.op("Transpose", split, perm=[0, 2, 3, 1] if keys else [0, 2, 1, 3])
+
+    def packed(context: str) -> str:
+        """[N, H, B, dk] → [M, d]."""
+        rows = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.ints(-1, d))
+        return g.op("Gather", rows, live, axis=0)
+
+    def of_live(x: str) -> str:
+        return g.op("Gather", g.op("Reshape", x, g.ints(-1)), live, axis=0)
+
+    embedding = w("decoder/embeddings/weight")
+    places = g.constant(w("decoder/position_encodings/encodings"))
+    x = g.op(
+        "Add",
+        g.embedding(of_live(tokens), embedding),
+        g.op("Gather", places, of_live(positions), axis=0),
+    )
+    split_at = g.op(
+        "Concat",
+        g.op("Shape", cache_mask, start=3, end=4),
+        g.op("Shape", new_mask, start=3, end=4),
+        axis=0,
+    )
+
+    for layer in range(dims.decoder_layers):
+        name = f"decoder/layer_{layer}"
+        past_k = g.input(f"self_k_{layer}", f32, ["N", heads, width, "C"])
+        past_v = g.input(f"self_v_{layer}", f32, ["N", heads, "C", width])
+        cross_k = g.input(f"cross_k_{layer}", f32, ["N", heads, width, "S"])
+        cross_v = g.input(f"cross_v_{layer}", f32, ["N", heads, "S", width])
+
+        qkv = g.row_linear(
+            g.layer_norm(x, *w.norm(f"{name}/self_attention/layer_norm")),
+            *scaled(*w.linear(f"{name}/self_attention/linear_0"), d, scale),
+        )
+        q, k, v = g.split(g.op("Gather", qkv, place, axis=0), 3)
+        q, k, v = spread(q), spread(k, keys=True), spread(v)
+        g.output(k, f"new_k_{layer}", f32, ["N", heads, width, "B"])
+        g.output(v, f"new_v_{layer}", f32, ["N", heads, "B", width])
+        k, v = f"new_k_{layer}", f"new_v_{layer}"
+        weights = g.op(
+            "Softmax",
+            g.op(
+                "Concat",
+                g.op("Add", g.op("MatMul", q, past_k), cache_mask),
+                g.op("Add", g.op("MatMul", q, k), new_mask),
+                axis=-1,
+            ),
+            axis=-1,
+        )
+        from_past, from_new = g.ops("Split", 2, weights, split_at, axis=-1)
+        context = g.op("Add", g.op("MatMul", from_past, past_v), g.op("MatMul", from_new, v))
+        attended = g.row_linear(packed(context), *w.linear(f"{name}/self_attention/linear_1"))
+        x = g.op("Add", x, attended)
+
+        q = g.row_linear(
+            g.layer_norm(x, *w.norm(f"{name}/attention/layer_norm")),
+            *scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
+        )
+        q = spread(g.op("Gather", q, place, axis=0))
+        attention = g.op("Softmax", g.op("Add", g.op("MatMul", q, cross_k), cross_mask), axis=-1)
+        context = packed(g.op("MatMul", attention, cross_v))
+        x = g.op("Add", x, g.row_linear(context, *w.linear(f"{name}/attention/linear_2")))
+        hidden = g.row_linear(
+            g.layer_norm(x, *w.norm(f"{name}/ffn/layer_norm")), *w.linear(f"{name}/ffn/linear_0")
+        )
+        linear = w.linear(f"{name}/ffn/linear_1")
+        x = g.op("Add", x, g.row_linear(g.gelu(hidden), *linear, least=_GELU_LEAST))
+
+    x = g.layer_norm(x, *w.norm("decoder/layer_norm"))
+    _choose(g, x, embedding, text_ids, special_ids)
+    return g.model()
+
+
+def _choose(
+    g: GraphBuilder,
+    x: str,
+    embedding: Float,
+    text_ids: npt.NDArray[np.int32],
+    special_ids: npt.NDArray[np.int32],
+) -> None:
+    """Vocabulary projection, log-softmax, and the best K continuations over all rows."""
+    f32, i32 = TensorProto.FLOAT, TensorProto.INT32
+    scores = g.input("scores", f32, ["N", "R"])
+    top = g.input("top", TensorProto.INT64, [1])
+    asked = g.input("asked", i32, ["A"])
+    ask_place = g.input("ask_place", i32, ["N", "R"])
+    special = g.op("MatMul", x, g.constant(np.ascontiguousarray(embedding[special_ids].T)))
+    g.output(special, "specials", f32, ["M", len(special_ids)])
+    text = g.row_linear(
+        g.op("Gather", x, asked, axis=0), np.ascontiguousarray(embedding[text_ids].T)
+    )  # [A, V]
+    end = g.op("Gather", g.op("Gather", "specials", asked, axis=0), g.ints(0), axis=1)  # [A, 1]
+    # log-sum-exp over text tokens and end of text, shifted by the largest text logit
+    peak = g.op("ReduceMax", text, g.ints(-1), keepdims=1)
+    mass = g.op("ReduceSum", g.op("Exp", g.op("Sub", text, peak)), g.ints(-1), keepdims=1)
+    total = g.op("Add", mass, g.op("Exp", g.op("Sub", end, peak)))
+    norm = g.op("Add", peak, g.op("Log", total))
+    per_row, ids = g.ops("TopK", 2, text, top, axis=-1, sorted=1)  # [A, K]
+
+    def spread(x: str) -> str:
+        return g.op("Gather", x, ask_place, axis=0)  # [N, R, ...]
+
+    so_far = g.op("Unsqueeze", scores, g.ints(2))
+    g.output(g.op("Squeeze", spread(norm), g.ints(2)), "norm", f32, ["N", "R"])
+    ends = g.op("Add", spread(g.op("Sub", end, norm)), so_far)
+    g.output(g.op("Squeeze", ends, g.ints(2)), "end_scores", f32, ["N", "R"])
+    continued = g.op("Add", spread(g.op("Sub", per_row, norm)), so_far)
+    best, order = g.ops("TopK", 2, g.op("Flatten", continued, axis=1), top, axis=-1, sorted=1)
+    g.output(best, "best_scores", f32, ["N", "K"])
+    g.output(g.op("Cast", g.op("Div", order, top), to=i32), "best_rows", i32, ["N", "K"])
+    picked = g.op("GatherElements", g.op("Flatten", spread(ids), axis=1), order, axis=1)
+    g.output(g.op("Cast", picked, to=i32), "best_tokens", i32, ["N", "K"])
