@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from voiced.audio.frames import Segment
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, Superseded
-from voiced.engine.scheduler import PASSED_NS, SIMILAR_AGE_NS, Dropped, Job, Scheduler
+from voiced.engine.scheduler import DROP_REASONS, PASSED_NS, SIMILAR_AGE_NS, Dropped, Job, Scheduler
 from voiced.engine.types import Request, RequestKind
 
 MS = 1_000_000
@@ -215,8 +215,32 @@ def test_load_counts_what_waits_and_how_long() -> None:
     scheduler = Scheduler()
     scheduler.submit(make_job(1, segment=1, accepted_ns=0))
     scheduler.submit(make_job(2, segment=2, kind="partial"))
+    scheduler.submit(make_job(3, segment=3, kind="eager", accepted_ns=500 * MS))
     load = scheduler.load(2_000 * MS)
-    assert (load.queued_finals, load.queued_partials, load.oldest_final_age_s) == (1, 1, 2.0)
+    assert (load.queued_finals, load.queued_eager, load.queued_partials) == (1, 1, 1)
+    ages_s = (load.oldest_final_age_s, load.oldest_eager_age_s, load.oldest_partial_age_s)
+    assert ages_s == (2.0, 1.5, 2.0)
+
+
+def test_what_is_dropped_is_counted_by_kind_and_reason() -> None:
+    scheduler = Scheduler()
+    scheduler.submit(make_job(1, segment=1, kind="partial"))
+    scheduler.submit(make_job(2, segment=1, kind="eager"))
+    scheduler.cancel(1)
+    scheduler.submit(make_job(3, segment=3, deadline_ns=1))
+    scheduler.expire(2)
+    scheduler.submit(make_job(4, segment=4, kind="partial"))
+    scheduler.take(2, anything)
+    scheduler.submit(make_job(5, segment=5))
+    scheduler.evict(2, nothing)
+    assert scheduler.load(2).dropped == {
+        "partial superseded": 1,
+        "eager withdrawn": 1,
+        "final deadline": 1,
+        "partial made_room": 1,
+    }
+    reasons = {name.split()[1] for name in scheduler.load(2).dropped}
+    assert reasons == {*DROP_REASONS}
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=24), st.integers(1, 4))

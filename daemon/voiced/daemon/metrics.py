@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from voiced.engine.types import EngineLoad
+from voiced.engine.scheduler import DROP_REASONS
+from voiced.engine.types import EngineLoad, RequestKind
 
 if TYPE_CHECKING:
     from voiced.daemon.disk_writer import StorageState, StorageStatus
@@ -159,6 +160,30 @@ class Metrics:
                 "Age of the oldest waiting final request",
                 lambda: load().oldest_final_age_s,
             ),
+            "voiced_engine_oldest_eager_age_seconds": (
+                "Age of the oldest speculative final request",
+                lambda: load().oldest_eager_age_s,
+            ),
+            "voiced_engine_oldest_partial_age_seconds": (
+                "Age of the oldest partial request",
+                lambda: load().oldest_partial_age_s,
+            ),
+            "voiced_engine_batch_size": (
+                "Requests that share a decoder step",
+                lambda: load().batch.running,
+            ),
+            "voiced_engine_batch_padding_ratio": (
+                "Part of the decoder's places that hold nothing",
+                lambda: load().batch.padding / max(1, load().batch.positions),
+            ),
+            "voiced_engine_heard_seconds": (
+                "Sound encoded by this worker",
+                lambda: load().batch.heard_frames / 100,
+            ),
+            "voiced_engine_gear_seconds": (
+                "Length of the gears that it was encoded in; the difference is padding",
+                lambda: load().batch.gear_frames / 100,
+            ),
             "voiced_engine_restarts": (
                 "Times the worker process was replaced",
                 lambda: load().restarts,
@@ -166,6 +191,17 @@ class Metrics:
         }
         for name, (text, read) in readers.items():
             Gauge(name, text, registry=self._registry).set_function(read)
+        dropped = Gauge(
+            "voiced_engine_dropped",
+            "Requests that this worker left unanswered, by kind and reason",
+            ["kind", "reason"],
+            registry=self._registry,
+        )
+        for kind in RequestKind:
+            for reason in DROP_REASONS:
+                dropped.labels(kind=kind.value, reason=reason).set_function(
+                    partial(_dropped, load, f"{kind.value} {reason}")
+                )
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when `/metrics` is; once per name."""
@@ -239,6 +275,10 @@ class Metrics:
     def render(self) -> bytes:
         """Write every metric in Prometheus text format 0.0.4."""
         return generate_latest(self._registry)
+
+
+def _dropped(load: Callable[[], EngineLoad], name: str) -> float:
+    return load().dropped.get(name, 0)
 
 
 def _has_state(status: Callable[[], StorageStatus], state: StorageState) -> float:

@@ -222,15 +222,24 @@ class _OpenRequests:
         """Open finals, oldest first."""
         return [item for item in self._open.values() if item.job.is_final]
 
-    def load(self, restarts: int) -> EngineLoad:
-        """Say how much is open."""
-        finals, now_ns = self.finals(), self._clock.monotonic_ns()
-        eager = sum(i.job.request.kind is RequestKind.EAGER for i in self._open.values())
+    def load(self, restarts: int, running: EngineLoad) -> EngineLoad:
+        """Say how much is open, next to what the engine's side says of what runs."""
+        now_ns = self._clock.monotonic_ns()
+        accepted_ns: dict[RequestKind, list[int]] = {kind: [] for kind in RequestKind}
+        for item in self._open.values():
+            accepted_ns[item.job.request.kind].append(item.job.accepted_ns)
+        ages_s = {
+            kind: (now_ns - min(at, default=now_ns)) / 1e9 for kind, at in accepted_ns.items()
+        }
         return EngineLoad(
-            queued_finals=len(finals),
-            queued_eager=eager,
-            queued_partials=len(self._open) - len(finals) - eager,
-            oldest_final_age_s=(now_ns - finals[0].job.accepted_ns) / 1e9 if finals else 0.0,
+            queued_finals=len(accepted_ns[RequestKind.FINAL]),
+            queued_eager=len(accepted_ns[RequestKind.EAGER]),
+            queued_partials=len(accepted_ns[RequestKind.PARTIAL]),
+            oldest_final_age_s=ages_s[RequestKind.FINAL],
+            oldest_eager_age_s=ages_s[RequestKind.EAGER],
+            oldest_partial_age_s=ages_s[RequestKind.PARTIAL],
+            batch=running.batch,
+            dropped=running.dropped,
             restarts=restarts,
         )
 
@@ -270,6 +279,8 @@ class EngineHost:
         self._worker: WorkerProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._restarts = 0
+        self._heard = EngineLoad()
+        """What the worker said last."""
         self._deaths_in_a_row = 0
         self._is_stopping = self._is_broken = False
         self.ready = False
@@ -352,7 +363,7 @@ class EngineHost:
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
-        return self._open.load(self._restarts)
+        return self._open.load(self._restarts, self._heard)
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End in order; see `Engine.stop`. A second call does nothing."""
@@ -421,6 +432,7 @@ class EngineHost:
                 raise EngineDead("engine worker stopped by itself")
 
     def _note_memory(self, beat: ipc.Heartbeat) -> None:
+        self._heard = beat.load
         self.rss_bytes = beat.rss_bytes
         self.peak_rss_bytes = max(self.peak_rss_bytes, beat.peak_rss_bytes)
 
@@ -523,7 +535,7 @@ class EngineHost:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             await worker.end()
-        self.rss_bytes = 0
+        self.rss_bytes, self._heard = 0, EngineLoad()
         for item in self._open:
             if item.in_worker:
                 item.handed_as = None
@@ -663,7 +675,7 @@ class InProcessEngine:
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
-        return self._open.load(restarts=0)
+        return self._open.load(0, self._queue.load())
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End in order; see `Engine.stop`. A call that hangs keeps its thread, not the process."""

@@ -54,8 +54,10 @@ class FinalsFirst:
 
     @property
     def batch(self) -> BatchLoad:
-        """How full the batch was when that call began; empty while the thread waits."""
-        return self._batch if self._call is not None else BatchLoad()
+        """How full the batch was when that call began; nobody runs while the thread waits."""
+        if self._call is not None:
+            return self._batch
+        return dataclasses.replace(self._batch, running=0, positions=0, padding=0)
 
     def submit(self, job: Job) -> list[Dropped]:
         """Add a job, from any thread; return what it displaced.
@@ -84,9 +86,10 @@ class FinalsFirst:
             return self._scheduler.expire(self._clock.monotonic_ns())
 
     def load(self) -> EngineLoad:
-        """Say how much waits, from any thread."""
+        """Say how much waits and runs, from any thread."""
         with self._changed:
-            return self._scheduler.load(self._clock.monotonic_ns())
+            waiting = self._scheduler.load(self._clock.monotonic_ns())
+        return dataclasses.replace(waiting, batch=self.batch)
 
     def stop(self) -> None:
         """Let `take` end once nothing waits; from any thread or a signal handler."""

@@ -9,6 +9,7 @@ A request that was accepted leaves exactly once: finished, or dropped with the e
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,9 @@ MAX_QUEUED_EAGER = 16
 """Eager answers that come later than this many others come after the pause that they bridge."""
 PASSED_NS = 1_000_000_000
 """How long a request that does not fit beside what runs lets others of its urgency pass it."""
+DROP_REASONS = ("superseded", "deadline", "withdrawn", "made_room")
+"""Why a request left unanswered: a better one of its segment or too many came, it was late, its
+owner took it back, it ran where something more urgent needed the place."""
 _BY_URGENCY = (RequestKind.FINAL, RequestKind.EAGER, RequestKind.PARTIAL)
 
 
@@ -95,6 +99,8 @@ class Scheduler:
         self._running: dict[int, Job] = {}
         """In the order in which they began."""
         self._withdrawn: set[int] = set()
+        self._dropped: Counter[str] = Counter()
+        """By kind and reason."""
         self._served: dict[str, int] = {}
         """Turn at which each waiting stream was last served."""
         self._turn = 0
@@ -139,6 +145,7 @@ class Scheduler:
         for job in jobs:
             request = job.request
             name = f"{request.kind} {request.revision} of segment {request.segment.id}"
+            self._count(job, "superseded")
             dropped.append(Dropped(job, Superseded(f"{name} gave way to {successor}")))
         return dropped
 
@@ -169,12 +176,16 @@ class Scheduler:
         self._withdrawn.update(job.id for job in self._running.values() if is_meant(job))
         taken = [job for job in self._waiting() if is_meant(job)]
         self._remove(taken)
+        for job in taken:
+            self._count(job, "withdrawn")
         return taken
 
     def expire(self, now_ns: int) -> list[Dropped]:
         """Take out what waited past its deadline."""
         late = [job for job in self._waiting() if job.is_late(now_ns)]
         self._remove(late)
+        for job in late:
+            self._count(job, "deadline")
         return [Dropped(job, too_late(job, now_ns)) for job in late]
 
     def take(self, now_ns: int, admits: Callable[[Request], bool]) -> Job | None:
@@ -222,8 +233,10 @@ class Scheduler:
         self._withdrawn.clear()
         for drop in dropped:
             del self._running[drop.job.id]
+            self._count(drop.job, "withdrawn")
         for job in [job for job in self._running.values() if job.is_late(now_ns)]:
             del self._running[job.id]
+            self._count(job, "deadline")
             dropped.append(Dropped(job, too_late(job, now_ns)))
         kind, waiting = self._most_urgent(now_ns)
         if kind is not None and self._running and not dropped:
@@ -232,10 +245,14 @@ class Scheduler:
                 order = list(self._running)
                 victim = max(lesser, key=lambda job: (_rank(job), order.index(job.id)))
                 del self._running[victim.id]
+                self._count(victim, "made_room")
                 request = victim.request
                 name = f"{request.kind} {request.revision} of segment {request.segment.id}"
                 dropped.append(Dropped(victim, Superseded(f"{name} made room for a {kind}")))
         return dropped
+
+    def _count(self, job: Job, reason: str) -> None:
+        self._dropped[f"{job.request.kind} {reason}"] += 1
 
     def finish(self, job_id: int) -> Job | None:
         """Note that a job no longer runs; None when it was taken out before."""
@@ -282,12 +299,18 @@ class Scheduler:
 
     def load(self, now_ns: int) -> EngineLoad:
         """Say how much waits; `restarts` is not known here and stays 0."""
-        oldest_ns = min((job.accepted_ns for job in self._finals.values()), default=now_ns)
+        ages_s = {
+            kind: (now_ns - min((job.accepted_ns for job in queue.values()), default=now_ns)) / 1e9
+            for kind, queue in self._queues.items()
+        }
         return EngineLoad(
             queued_finals=len(self._finals),
             queued_eager=len(self._queues[RequestKind.EAGER]),
             queued_partials=len(self._queues[RequestKind.PARTIAL]),
-            oldest_final_age_s=(now_ns - oldest_ns) / 1e9,
+            oldest_final_age_s=ages_s[RequestKind.FINAL],
+            oldest_eager_age_s=ages_s[RequestKind.EAGER],
+            oldest_partial_age_s=ages_s[RequestKind.PARTIAL],
+            dropped=dict(self._dropped),
         )
 
 

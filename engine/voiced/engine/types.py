@@ -98,6 +98,10 @@ class BatchLoad:
     """Places of the decoder that they take, where the model knows; padding included."""
     padding: int = 0
     """Those that hold nothing, because another request is longer."""
+    heard_frames: int = 0
+    """Feature frames of sound encoded since the start."""
+    gear_frames: int = 0
+    """Feature frames of the gears that they were encoded in; the difference is waste."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,12 @@ class EngineLoad:
     queued_eager: int = 0
     queued_partials: int = 0
     oldest_final_age_s: float = 0.0
+    oldest_eager_age_s: float = 0.0
+    oldest_partial_age_s: float = 0.0
+    batch: BatchLoad = field(default_factory=BatchLoad)
+    """What runs, as last heard from the worker."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Requests that this worker did not answer, by `kind reason`, e.g. `partial superseded`."""
     restarts: int = 0
 
 

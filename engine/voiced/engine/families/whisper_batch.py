@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from voiced.engine.batch import Answer
 from voiced.engine.errors import UnknownLanguage
+from voiced.engine.families.whisper import frames_needed
 from voiced.engine.families.whisper_graphs import PROMPT
 from voiced.engine.families.whisper_model import Begun, Decoded, Utterance, WhisperModel
 from voiced.engine.slots import Rows, SlotDecoder
@@ -79,6 +80,7 @@ class WhisperBatch:
         self._live: list[_Live] = []
         """By slot."""
         self._answered: list[tuple[int, Answer]] = []
+        self._heard_frames = self._gear_frames = 0
 
     def __len__(self) -> int:
         return len(self._work) + len(self._answered)
@@ -126,6 +128,8 @@ class WhisperBatch:
                 loan, utterance, beam=self._beam_of(work.request), configured=self._languages
             )
             times.append(time.perf_counter())
+        self._heard_frames += min(frames_needed(len(piece)), gear.frames)
+        self._gear_frames += gear.frames
         features_ms, prefill_ms, prompt_ms = np.diff(times) * 1000
         moved = self._model.traffic - moved
         work.spent = replace(
@@ -210,4 +214,6 @@ class WhisperBatch:
             running=len(self._work),
             positions=positions,
             padding=self._slots.padding if positions else 0,
+            heard_frames=self._heard_frames,
+            gear_frames=self._gear_frames,
         )
