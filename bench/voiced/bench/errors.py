@@ -3,7 +3,8 @@
 BenchError              base
 ├── CorpusError         corpus: a folder of recordings that cannot be used
 ├── PeerUnavailable     peer_unavailable: another recogniser is not installed
-└── RecogniserFailed    recogniser_failed: a clip got no text, so there is no time to compare
+├── RecogniserFailed    recogniser_failed: a clip got no text, so there is no time to compare
+└── CrashRunFailed      crash_run: processes that were killed did not come back (crash.py)
 """
 
 from __future__ import annotations

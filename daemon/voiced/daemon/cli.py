@@ -26,9 +26,8 @@ import typer
 
 from voiced.audio.errors import AudioError
 from voiced.bench.errors import BenchError
-from voiced.daemon import cli_decode, cli_doctor, cli_live, cli_realtime
+from voiced.daemon import cli_decode, cli_doctor, cli_journal, cli_live, cli_realtime
 from voiced.daemon.cli_group import group
-from voiced.daemon.cli_journal import journal_app
 from voiced.daemon.cli_keys import keys_app
 from voiced.daemon.commands.pipes import drop_unwritten_output, replace_closed_streams
 from voiced.daemon.errors import DaemonError, os_reason
@@ -74,7 +73,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(plugins_app, name="plugins")
 app.add_typer(config_app, name="config")
 app.add_typer(keys_app, name="keys")
-app.add_typer(journal_app, name="journal")
+app.add_typer(cli_journal.journal_app, name="journal")
 app.add_typer(bench_app, name="bench")
 
 Config = Annotated[
@@ -874,6 +873,7 @@ cli_doctor.add_commands(app, lambda status: _exit(status))
 cli_live.add_commands(app, bench_app, lambda status: _exit(status))
 cli_realtime.add_commands(bench_app, lambda status: _exit(status))
 cli_decode.add_commands(bench_app, lambda status: _exit(status))
+cli_journal.add_commands(bench_app, lambda status: _exit(status))
 
 
 # ---- errors ------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""`voiced journal …` on the command line."""
+"""`voiced journal …` and `voiced bench crash` on the command line."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,3 +78,35 @@ def _journal_purge(
     from voiced.daemon.commands.journal import journal_purge
 
     raise typer.Exit(journal_purge(folder, older_than=older_than, everything=everything))
+
+
+def add_commands(bench_app: typer.Typer, leave: Callable[[int], None]) -> None:
+    """Add `voiced bench crash`; `leave` ends the command with a status."""
+
+    @bench_app.command("crash")
+    def _bench_crash(
+        kills: Annotated[int, typer.Option(help="How many.", min=1)] = 200,
+        streams: Annotated[int, typer.Option(help="Clients that speak.", min=1)] = 6,
+        seed: Annotated[int, typer.Option(help="Of the moments and the sound.")] = 1,
+        minutes: Annotated[
+            float, typer.Option(help="No kill after this, however few there were.", min=0.1)
+        ] = 60.0,
+        survives: Annotated[
+            Literal["crash", "power_cut"], typer.Option(help="journal.survives of the daemon.")
+        ] = "crash",
+        folder: Annotated[
+            Path | None,
+            typer.Option(help="New folder that keeps journal and logs.", metavar="DIR"),
+        ] = None,
+        json_path: Annotated[
+            Path | None, typer.Option("--json", help="Also write it to FILE.", metavar="FILE")
+        ] = None,
+    ) -> None:
+        """Kill daemon, worker and plugin at random under load; count lost and doubled finals."""
+        from voiced.bench.crash import CrashPlan
+        from voiced.daemon.commands.crash import crash
+
+        plan = CrashPlan(
+            kills=kills, streams=streams, seed=seed, longest_s=60 * minutes, survives=survives
+        )
+        leave(crash(plan, folder=folder, json_path=json_path))
