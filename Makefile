@@ -80,6 +80,10 @@ install: ## install into PREFIX (default /opt/voiced), with systemd units; DESTD
 audit: $(VENV)/.dev ## licences, withdrawn versions and known holes of what we depend on
 	tools/audit
 
+.PHONY: deb
+deb: ## build a Debian package into dist (DEB_ARCH=arm64 for the other machine)
+	@tools/make-deb dist
+
 .PHONY: pin
 pin: ## write both constraints files anew (needs uv)
 	tools/pin
