@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.daemon.stream_bench import START, Bench, check_promises, run, until
 
+from voiced.audio.frames import SegmentEvent
 from voiced.audio.front import FrontSettings
+from voiced.daemon.errors import StreamBroken
 from voiced.daemon.session import SessionSettings, StreamSession
-from voiced.daemon.testing import ScriptedEngine, length_as_text, silence, tone
+from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
 from voiced.daemon.wire import (
     AudioParams,
     EagerFinal,
@@ -357,6 +359,29 @@ def test_an_intent_in_the_early_text_ends_the_segment_at_once() -> None:
         await session.finish()
         check_promises(bench.published)
         assert len(bench.of(Final)) == 2
+
+    run(scenario)
+
+
+def test_a_fault_while_the_text_ends_the_segment_ends_the_stream_at_the_next_block() -> None:
+    async def scenario() -> None:
+        bench = bench_of()
+        intake, front = LoudnessChains(EAGER_FRONT)("s", QUIETLY)
+
+        def end_after(_: int) -> list[SegmentEvent]:
+            raise ZeroDivisionError
+
+        front.end_after = end_after  # type: ignore[method-assign]
+        session = StreamSession(
+            "s", intake=intake, front=front, engine=bench.engine, publish=bench.published.append
+        )
+        with pytest.raises(StreamBroken):
+            await feed(session, tone(1.0) + silence(0.5))
+        await session.finish()
+        check_promises(bench.published)
+        (failed,) = bench.of(Failed)
+        assert isinstance(failed, Failed)
+        assert failed.code == "internal"
 
     run(scenario)
 

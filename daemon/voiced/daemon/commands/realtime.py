@@ -79,7 +79,13 @@ def partials(
                 recognizer,
                 vads,
                 front=replace(front, eager_ms=0) if name == AT_END else front,
-                session=replace(session_settings(settings), publishes_eager=True),
+                # The session's time-outs are of the wall clock; in simulated time none is meant.
+                session=replace(
+                    session_settings(settings),
+                    publishes_eager=True,
+                    partial_timeout_s=3_600.0,
+                    final_timeout_s=3_600.0,
+                ),
                 kind=VadKind(settings.vad.kind),
                 slowdown=slowdown,
             )
