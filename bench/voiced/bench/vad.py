@@ -34,8 +34,10 @@ SNRS_DB: tuple[float, ...] = (CLEAN, 20.0, 10.0, 5.0, 0.0)
 _MARGIN = 2 * RATE_HZ
 _FRAME = 160
 _LOUD_PERCENTILE = 95
-_SPEECH_RANGE_DB = 30.0
-"""Speech is what lies this much below the loud parts of a clean clip, and louder."""
+_FLOOR_PERCENTILE = 5
+_SPEECH_RANGE_DB, _ABOVE_FLOOR_DB, _LEAST_RANGE_DB = 30.0, 10.0, 15.0
+"""Speech is louder than 30 dB below the loud parts of a clean clip, and than 10 dB above its quiet
+ones; no more than 15 dB below the loud ones is asked (a clip without a pause has no quiet part)."""
 _GAP = 3 * RATE_HZ // 10
 """Pauses up to this long belong to the speech around them."""
 _LEAST_RUN = RATE_HZ // 20
@@ -89,7 +91,9 @@ def speech_runs(clip: Float32) -> list[tuple[int, int]]:
         return []
     power = np.square(clip[: count * _FRAME], dtype=np.float64).reshape(count, _FRAME).mean(axis=1)
     level_db = 10 * np.log10(power + 1e-12)
-    is_loud = level_db > np.percentile(level_db, _LOUD_PERCENTILE) - _SPEECH_RANGE_DB
+    floor_db, loud_db = np.percentile(level_db, (_FLOOR_PERCENTILE, _LOUD_PERCENTILE))
+    threshold_db = max(loud_db - _SPEECH_RANGE_DB, floor_db + _ABOVE_FLOOR_DB)
+    is_loud = level_db > min(threshold_db, loud_db - _LEAST_RANGE_DB)
     runs: list[list[int]] = []
     for number in np.flatnonzero(is_loud):
         begin, end = int(number) * _FRAME, (int(number) + 1) * _FRAME
@@ -336,7 +340,7 @@ def table(rows: Sequence[Row]) -> Table:
             for row in rows
         ),
         (
-            "speech: within 30 dB of the loud parts of the clean clip, pauses up to 0.3 s included",
+            "speech: what is loud in the clean clip, pauses up to 0.3 s included",
             "a run is cut when it loses more than 50 ms at an end or falls in two segments",
             "closed late: beyond the end silence, of segments that silence ended",
         ),
