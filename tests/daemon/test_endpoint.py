@@ -39,19 +39,28 @@ def test_the_end_of_a_text_tells_whether_more_may_come(text: str, end: TextEnd) 
 
 
 def test_a_hesitation_is_waited_for_and_an_intent_is_not() -> None:
-    policy = EndpointPolicy(end_ms=600, min_ms=300, max_ms=900)
+    policy = EndpointPolicy(end_ms=600, min_ms=300, sentence_ms=450, max_ms=900)
     assert policy.after("Turn on the") == 900
-    assert policy.after("Turn on the light.") == 600
+    assert policy.after("Turn on the light") == 600
+    assert policy.after("Turn on the light.") == 450
     assert policy.after_intent() == 300
 
 
-@given(text=st.text(), end_ms=BOUNDS, min_ms=BOUNDS, max_ms=BOUNDS)
+@given(
+    text=st.text() | st.sampled_from(["Yes.", "Yes", "Yes,"]),
+    end_ms=BOUNDS,
+    min_ms=BOUNDS,
+    sentence_ms=BOUNDS,
+    max_ms=BOUNDS,
+)
 def test_no_text_ends_a_segment_outside_of_the_bounds(
-    text: str, end_ms: int, min_ms: int, max_ms: int
+    text: str, end_ms: int, min_ms: int, sentence_ms: int, max_ms: int
 ) -> None:
-    policy = EndpointPolicy(end_ms=end_ms, min_ms=min_ms, max_ms=max_ms)
+    policy = EndpointPolicy(end_ms, min_ms, sentence_ms, max_ms)
     assert policy.after_intent() in (min_ms, end_ms)
-    assert policy.after_intent() <= end_ms <= policy.after(text) <= max(end_ms, max_ms)
+    assert policy.after_intent() <= policy.after(text) <= max(end_ms, max_ms)
+    if end_of(text) is not TextEnd.COMPLETE:
+        assert policy.after(text) >= end_ms
 
 
 @given(text=st.text(alphabet="um the, .…a打开嗯", max_size=30))
@@ -64,9 +73,10 @@ def test_a_stream_moves_its_bounds_with_its_end_or_names_them() -> None:
     defaults = EndpointPolicy(end_ms=600, min_ms=300, max_ms=900)
     assert endpoint_policy(defaults, VadParams()) == defaults
     moved = endpoint_policy(defaults, VadParams(end_ms=800))
-    assert moved == EndpointPolicy(end_ms=800, min_ms=500, max_ms=1_100)
-    named = endpoint_policy(defaults, VadParams(end_ms=800, end_min_ms=200, end_max_ms=2_000))
-    assert named == EndpointPolicy(end_ms=800, min_ms=200, max_ms=2_000)
+    assert moved == EndpointPolicy(end_ms=800, min_ms=500, sentence_ms=800, max_ms=1_100)
+    asked = VadParams(end_ms=800, end_min_ms=200, end_sentence_ms=400, end_max_ms=2_000)
+    named = endpoint_policy(defaults, asked)
+    assert named == EndpointPolicy(end_ms=800, min_ms=200, sentence_ms=400, max_ms=2_000)
 
 
 def test_the_policy_of_the_daemon_ends_with_that_of_the_audio_chain() -> None:

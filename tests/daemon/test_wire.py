@@ -130,6 +130,7 @@ client_messages: st.SearchStrategy[ClientMessage] = st.one_of(
             kind=st.none() | st.sampled_from(["cascade", "silero", "webrtc"]),
             end_ms=st.none() | st.integers(100, 5_000),
             end_min_ms=st.none() | st.integers(100, 5_000),
+            end_sentence_ms=st.none() | st.integers(100, 5_000),
             end_max_ms=st.none() | st.integers(100, 5_000),
             pad_ms=st.none() | st.integers(0, 2_000),
             max_segment_s=st.none() | st.floats(2, 28),

@@ -519,6 +519,7 @@ def session_settings(settings: Settings) -> SessionSettings:
         endpoint=EndpointPolicy(
             end_ms=settings.vad.end_ms,
             min_ms=settings.vad.end_min_ms,
+            sentence_ms=settings.vad.end_sentence_ms,
             max_ms=settings.vad.end_max_ms,
         ),
         include_text=settings.logging.include_text,

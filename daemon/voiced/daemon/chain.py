@@ -36,6 +36,9 @@ def endpoint_policy(defaults: EndpointPolicy, vad: VadParams) -> EndpointPolicy:
     return EndpointPolicy(
         end_ms=end_ms,
         min_ms=defaults.min_ms + moved_ms if vad.end_min_ms is None else vad.end_min_ms,
+        sentence_ms=(
+            defaults.sentence_ms + moved_ms if vad.end_sentence_ms is None else vad.end_sentence_ms
+        ),
         max_ms=defaults.max_ms + moved_ms if vad.end_max_ms is None else vad.end_max_ms,
     )
 

@@ -267,6 +267,12 @@ class VadSettings(_Section):
         le=5_000,
         description="The same where an intent was found in the text already.",
     )
+    end_sentence_ms: int = Field(
+        default=600,
+        ge=100,
+        le=5_000,
+        description="The same where the text ends in a full stop.",
+    )
     end_max_ms: int = Field(
         default=600,
         ge=100,

@@ -68,13 +68,21 @@ class EndpointPolicy:
     end_ms: int = 600
     """Where nothing speaks for another."""
     min_ms: int = 300
-    """Where what was said is all there is; never more than `end_ms`."""
+    """Where an intent was found; never more than `end_ms`."""
+    sentence_ms: int = 600
+    """After a sentence that looks complete; never less than `min_ms` or more than `end_ms`."""
     max_ms: int = 600
     """After a hesitation; never less than `end_ms`."""
 
     def after(self, text: str) -> int:
         """Return the silence that ends a segment with this text, from its last speech on."""
-        return max(self.max_ms, self.end_ms) if end_of(text) is TextEnd.OPEN else self.end_ms
+        match end_of(text):
+            case TextEnd.OPEN:
+                return max(self.max_ms, self.end_ms)
+            case TextEnd.COMPLETE:
+                return min(max(self.sentence_ms, self.min_ms), self.end_ms)
+            case TextEnd.UNKNOWN:
+                return self.end_ms
 
     def after_intent(self) -> int:
         """Return the silence that ends a segment in whose text an intent was found."""

@@ -35,6 +35,7 @@ class VadParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True, omit_de
     kind: VadName | None = None
     end_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
     end_min_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
+    end_sentence_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
     end_max_ms: Annotated[int, msgspec.Meta(ge=100, le=5_000)] | None = None
     pad_ms: Annotated[int, msgspec.Meta(ge=0, le=2_000)] | None = None
     max_segment_s: Annotated[float, msgspec.Meta(ge=2, le=28)] | None = None
