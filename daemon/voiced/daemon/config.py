@@ -274,7 +274,7 @@ class VadSettings(_Section):
         description="The same where the text ends in a full stop.",
     )
     end_max_ms: int = Field(
-        default=600,
+        default=900,
         ge=100,
         le=5_000,
         description="The same where the text ends in a hesitation.",

@@ -71,7 +71,7 @@ class EndpointPolicy:
     """Where an intent was found; never more than `end_ms`."""
     sentence_ms: int = 600
     """After a sentence that looks complete; never less than `min_ms` or more than `end_ms`."""
-    max_ms: int = 600
+    max_ms: int = 900
     """After a hesitation; never less than `end_ms`."""
 
     def after(self, text: str) -> int:
