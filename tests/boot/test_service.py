@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tests.boot.conftest import FILES
 from tests.boot.container import Container, product_machine
+from tests.system import virtual_microphone
 
 pytestmark = pytest.mark.boot
 
@@ -331,6 +333,56 @@ def test_with_the_socket_unit_nobody_is_refused_while_the_daemon_is_replaced(
     assert told[0]["type"] == "ready"
     assert texts(told) == ["one"]
     assert restarts(service) == 1
+
+
+PULSE = """
+[Service]
+ExecStart=/usr/bin/pulseaudio -n --daemonize=no --exit-idle-time=-1 --log-level=error \\
+  -L "module-native-protocol-unix auth-anonymous=1 socket=/run/vpulse/native" \\
+  -L "module-null-sink sink_name=vmic rate=16000 channels=1 norewinds=1"
+RuntimeDirectory=vpulse
+Environment=HOME=/run/vpulse XDG_RUNTIME_DIR=/run/vpulse
+"""
+"""A sound server of another user, that lets everybody in."""
+
+
+@pytest.mark.device
+def test_the_service_records_through_a_sound_server_of_another_user(service: Container) -> None:
+    if reason := virtual_microphone.missing():
+        if os.environ.get("VOICED_REQUIRE_DEVICE") == "1":
+            pytest.fail(f"VOICED_REQUIRE_DEVICE=1, but {reason}")
+        pytest.skip(reason)
+    service.write("/run/systemd/system/vpulse.service", PULSE)
+    server = "PULSE_SERVER=unix:/run/vpulse/native"
+    lines = (f"Environment={server} VOICED_MICROPHONE_ENABLED=true VOICED_MICROPHONE_DEVICE=pulse",)
+    service.run("systemctl", "daemon-reload")
+    service.run("systemctl", "start", "vpulse")
+    service.wait_for(
+        "the sound server",
+        lambda: service.run("env", server, "pactl", "info", check=False).returncode == 0,
+    )
+    try:
+        with changed(service, "microphone", *lines):
+            service.wait_for(
+                "the microphone",
+                lambda: "microphone running" in service.show("voiced", "StatusText")["StatusText"],
+            )
+            said = service.journal("-u", "voiced")
+            assert "stream opened stream=microphone" in said  # there was sound
+            service.run("systemctl", "kill", "-s", "KILL", "vpulse")
+            service.wait_for(
+                "its loss",
+                lambda: "microphone waiting" in service.show("voiced", "StatusText")["StatusText"],
+            )
+            service.run("systemctl", "restart", "vpulse")
+            service.wait_for(
+                "its return",
+                lambda: "microphone running" in service.show("voiced", "StatusText")["StatusText"],
+            )
+            assert restarts(service) == 0
+    finally:
+        service.run("systemctl", "stop", "vpulse")
+        service.run("systemctl", "reset-failed", "vpulse", check=False)
 
 
 # ---- power -------------------------------------------------------------------------------------
