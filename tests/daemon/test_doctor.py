@@ -101,6 +101,15 @@ def test_the_room_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(
     assert asked == [tmp_path]
 
 
+def test_a_folder_that_is_closed_to_this_user_is_told(tmp_path: Path) -> None:
+    def closed(path: Path) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (finding,) = check_disk({"models": tmp_path}, free_bytes=closed)
+    assert (finding.check, finding.level) == ("permissions", Level.FAIL)
+    assert f"models: {tmp_path} is closed" in finding.found
+
+
 def test_a_steady_synchronised_clock_is_well() -> None:
     clock = iter(range(10**9, 2 * 10**9, 1_000))
     findings = check_clock(
@@ -158,7 +167,7 @@ def test_a_port_is_free_ours_or_in_somebodys_hands() -> None:
     (free,) = check_ports(settings_for(port))
     assert (foreign.level, "held by nginx (pid 7)" in foreign.found) == (Level.FAIL, True)
     assert "set another `server.port`" in str(foreign.next_step)
-    assert (hidden.level, "another process" in hidden.found) == (Level.FAIL, True)
+    assert (hidden.level, "is taken" in hidden.found) == (Level.WARN, True)
     assert (ours.level, free.level) == (Level.OK, Level.OK)
 
 

@@ -99,8 +99,12 @@ def check_disk(
         free_bytes: Free bytes of a path's file system.
     """
     for purpose, folder in folders.items():
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        free = free_bytes(there) // _MB
+        try:
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            free = free_bytes(there) // _MB
+        except PermissionError as error:
+            yield fail("permissions", f"{purpose}: {error.filename} is closed", _mend(folder))
+            continue
         found = f"{purpose}: {folder}, {free} MB free"
         if free < LEAST_DISK_MB:
             yield fail("disk", found, f"make room: at least {GOOD_DISK_MB} MB")

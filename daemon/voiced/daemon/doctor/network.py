@@ -61,9 +61,11 @@ def _check_port(key: str, host: str, port: int, holder_of: Callable[[int], str |
         holder = holder_of(port)
         if holder is not None and holder.startswith(("voiced", "systemd (pid 1)")):
             return ok("ports", f"{key}: {host}:{port}, held by {holder}")
-        found = f"{key}: {host}:{port} is held by {holder or 'another process'}"
-        show = f"`ss -ltnp 'sport = :{port}'` as root shows who it is"
-        return fail("ports", found, f"stop it, or set another `{key}`; {show}")
+        if holder is None:
+            show = f"`ss -ltnp 'sport = :{port}'` as root shows by whom; well if it is the daemon"
+            return warn("ports", f"{key}: {host}:{port} is taken", show)
+        found = f"{key}: {host}:{port} is held by {holder}"
+        return fail("ports", found, f"stop it, or set another `{key}`")
     return ok("ports", f"{key}: {host}:{port} is free")
 
 
