@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from voiced.audio.errors import AudioError
 from voiced.audio.frames import StreamFormat
 from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
+from voiced.daemon import logs, reload
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
 from voiced.daemon.config import (
@@ -27,6 +29,7 @@ from voiced.daemon.config import (
     engine_options,
 )
 from voiced.daemon.endpoint import EndpointPolicy
+from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.events import Events
 from voiced.daemon.metrics import Metrics
@@ -45,8 +48,8 @@ from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.watched import CHECK_INTERVAL_S
 from voiced.daemon.wire import AudioParams, Intent, Start
 from voiced.engine import store
-from voiced.engine.errors import EngineError, TextPolicyUnavailable, UnknownLanguage
-from voiced.engine.host import EngineHost, restart_delay_s
+from voiced.engine.errors import BackendFailed, EngineError, TextPolicyUnavailable, UnknownLanguage
+from voiced.engine.host import restart_delay_s
 from voiced.engine.types import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -72,6 +75,7 @@ class Daemon:
         notifier: Notifier | None = None,
         address_file: Path | None = None,
         passed: Sequence[socket.socket] = (),
+        read_settings: Callable[[], Settings] | None = None,
     ) -> None:
         """Build the parts; nothing runs, no port is taken.
 
@@ -80,16 +84,17 @@ class Daemon:
             notifier: Told about readiness; default: the service manager of this process.
             address_file: Gets, as JSON, where the daemon listens, once it does.
             passed: Listening sockets to serve instead of `server.host` and the like.
+            read_settings: Reads them again, for a reload; raises ConfigError.
 
         Raises:
             BundleError: The model is not here.
             VadUnavailable: The detector's library or model is not here.
         """
-        self._settings = settings
+        self._settings, self._read_settings = settings, read_settings
         self._notifier = notifier or Notifier.from_environment()
         self._address_file = address_file
         self._metrics = Metrics()
-        self._engine = EngineHost(engine_config(settings))
+        self._engine = EngineSwitch(engine_config(settings))
         self._security = Security(settings, self._metrics, passed)
         self._bus = Bus(
             settings.bus.endpoint,
@@ -109,7 +114,7 @@ class Daemon:
         self._streams = Streams(
             engine=self._engine,
             publish=self._kept.outlet,
-            open_chain=self._chains(),
+            open_chain=self._chains(settings.vad),
             settings=session_settings(settings),
             max_streams=settings.server.max_streams,
             overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
@@ -230,10 +235,57 @@ class Daemon:
 
     async def reload(self) -> None:
         """Take over what SIGHUP asks for; the service manager is told around it."""
-        logger.warning(
-            "signal=SIGHUP: certificates, tokens and keys are read again, settings are not"
-        )
+        logger.info("signal=SIGHUP: certificates, tokens, keys and settings are read again")
         self._security.refresh(is_forced=True)
+        if self._read_settings is None:
+            return
+        try:
+            new = await asyncio.to_thread(self._read_settings)
+        except ConfigError as error:
+            logger.error("reload refused, everything stays as it was: %s", error)
+            return
+        changes = reload.compare(self._settings, new)
+        if changes.restart:
+            logger.warning("changes that need a restart: %s", ", ".join(changes.restart))
+        self._take_over(new, changes.now)
+        if changes.model:
+            await self._switch_model(new, changes.model)
+
+    def _take_over(self, new: Settings, names: tuple[str, ...]) -> None:
+        """Let new streams have what they may have now."""
+        settings = reload.merge(self._settings, new, names)
+        try:
+            chains = self._chains(settings.vad)
+        except AudioError as error:  # another detector, which is not here
+            logger.error("reload refused, everything stays as it was: %s", error)
+            return
+        self._settings = settings
+        logs.set_level(settings.logging.level)
+        self._streams.configure(
+            open_chain=chains,
+            settings=session_settings(settings),
+            max_streams=settings.server.max_streams,
+            overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
+        )
+        logger.info("reloaded changed=%s", ", ".join(names) or "nothing")
+
+    async def _switch_model(self, new: Settings, names: tuple[str, ...]) -> None:
+        """Build the new model beside the old one; what does not work changes nothing."""
+        settings = reload.merge(self._settings, new, names)
+        if not self._engine.ready:
+            logger.error("model stays: the engine is not ready: %s", self._engine.reason)
+            return
+        try:
+            config = engine_config(settings)
+            async with asyncio.timeout(settings.limits.ready_timeout_s):
+                await verify(config)
+                info = await self._engine.switch(config)
+        except (EngineError, TimeoutError) as error:
+            logger.error("model stays, the new one failed: %s", error or "no answer in time")
+            return
+        self._settings = settings
+        self._take_over(settings, ())
+        logger.info("model switched bundle=%s changed=%s", info.bundle, ", ".join(names))
 
     def _status_line(self) -> str | None:
         if not self._supervisor.is_running:
@@ -427,8 +479,7 @@ class Daemon:
         ):
             self._metrics.watch(name, text, read)
 
-    def _chains(self) -> AudioChains:
-        vad = self._settings.vad
+    def _chains(self, vad: VadSettings) -> AudioChains:
         vads = VadFactory(store.silero_path())
         vads.make(VadKind(vad.kind))  # a missing detector is an error now, not at the first stream
         return AudioChains(
@@ -506,6 +557,28 @@ def front_defaults(vad: VadSettings) -> FrontSettings:
         first_grown_ms=vad.first_partial_ms,
         eager_ms=vad.eager_ms,
     )
+
+
+async def verify(config: EngineConfig) -> None:
+    """Check every byte of a bundle and its golden pair, in a process of its own.
+
+    Raises:
+        BackendFailed: It is not as it was built, or does not compute what it did.
+    """
+    if config.bundle_dir == FAKE_MODEL:
+        return
+    command = (sys.executable, "-m", "voiced.daemon.cli", "model", "verify", config.bundle_dir)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, said = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise BackendFailed(said.decode(errors="replace").strip() or "the model is not sound")
 
 
 def session_settings(settings: Settings) -> SessionSettings:

@@ -20,3 +20,8 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("voiced").setLevel(level.upper())
+
+
+def set_level(level: str) -> None:
+    """Change the least severe level of our lines."""
+    logging.getLogger("voiced").setLevel(level.upper())

@@ -59,6 +59,18 @@ class Streams:
         self._numbers = itertools.count(1)
         self._is_draining = False
 
+    def configure(
+        self,
+        *,
+        open_chain: OpenChain,
+        settings: SessionSettings,
+        max_streams: int,
+        overload: OverloadRules,
+    ) -> None:
+        """Take other defaults for the streams that are opened from now on."""
+        self._open_chain, self._settings = open_chain, settings
+        self.max_streams, self._overload = max_streams, overload
+
     @property
     def is_draining(self) -> bool:
         """No stream goes on for long."""

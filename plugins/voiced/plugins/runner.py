@@ -34,6 +34,7 @@ from voiced.plugins.subscriber import (
     BusSubscriber,
     Gap,
     Lost,
+    Nudged,
     Regained,
     Restarted,
 )
@@ -156,6 +157,8 @@ def dispatch(plugin: Plugin, item: BusItem) -> None:
     """Call the handler that `item` is for."""
     if isinstance(item, Gap):
         plugin.on_gap(item)
+    elif isinstance(item, Nudged):
+        plugin.on_reload()
     elif isinstance(item, Restarted | Lost | Regained):
         plugin.on_connection(item)
     else:
@@ -304,7 +307,11 @@ def _signals_interrupt(subscriber: BusSubscriber) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         subscriber.interrupt()
 
+    def reload(number: int, frame: FrameType | None) -> None:
+        subscriber.nudge()
+
     before = {each: signal.signal(each, stop) for each in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, reload)
     try:
         yield
     finally:
@@ -313,7 +320,9 @@ def _signals_interrupt(subscriber: BusSubscriber) -> Iterator[None]:
 
 
 def _log_event(name: str, item: BusItem) -> None:
-    if isinstance(item, Gap | Lost | Restarted):
+    if isinstance(item, Nudged):
+        logger.info("plugin %s: signal=SIGHUP: reads its files again", name)
+    elif isinstance(item, Gap | Lost | Restarted):
         logger.warning("plugin %s: %s", name, item)
     elif isinstance(item, Regained):
         logger.info("plugin %s: %s", name, item)

@@ -201,6 +201,9 @@ class Plugin:
     def on_connection(self, event: Restarted | Lost | Regained) -> None:
         """The daemon restarted, went silent or is heard again; the runner has logged it."""
 
+    def on_reload(self) -> None:
+        """Read files again that options name (SIGHUP); one that raises keeps what it had."""
+
     def position(self) -> wire.Position | None:
         """Return the last final that has had its effect; called once, after `setup`.
 

@@ -65,7 +65,12 @@ class Regained:
     silence_ms: int
 
 
-BusEvent = Gap | Restarted | Lost | Regained
+@dataclass(frozen=True, slots=True)
+class Nudged:
+    """Somebody called `nudge`: a plugin reads its files again."""
+
+
+BusEvent = Gap | Restarted | Lost | Regained | Nudged
 BusItem = wire.ServerMessage | BusEvent
 
 
@@ -184,7 +189,7 @@ class BusSubscriber:
         self._epoch = start.epoch if isinstance(start, wire.Position) else None
         """That of the last item put into `_ready`."""
         self._replay: ReplayClient | None = None
-        self._interrupted = False
+        self._interrupted = self._is_nudged = False
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)
         self._context = zmq.Context()
@@ -237,6 +242,9 @@ class BusSubscriber:
         """
         deadline_s = None if timeout_s is None else self._now() + timeout_s
         while not self._interrupted:
+            if self._is_nudged:
+                self._is_nudged = False
+                return Nudged()
             if self._ready:
                 self.is_replayed = self._pages_left > 0
                 self._pages_left -= self.is_replayed
@@ -260,7 +268,7 @@ class BusSubscriber:
             # One millisecond more: poll counts whole ones and would spin on the rest.
             wait_ms = int((min(wake_at_s) - now_s) * 1000) + 1 if wake_at_s else None
             if self._wake_read.fileno() in dict(self._poller.poll(wait_ms)):
-                self._interrupted = True
+                self._wake_read.recv(64)
         return None
 
     def __iter__(self) -> Iterator[BusItem]:
@@ -271,6 +279,14 @@ class BusSubscriber:
     def interrupt(self) -> None:
         """End `receive` and iteration for good, whatever waits. Any thread, any signal handler."""
         self._interrupted = True  # a reader that is behind finds work each time and never polls
+        self._wake()
+
+    def nudge(self) -> None:
+        """Have `receive` return `Nudged` next. Any thread, any signal handler."""
+        self._is_nudged = True
+        self._wake()
+
+    def _wake(self) -> None:
         try:
             self._wake_write.send(b"\0")
         except OSError:
@@ -360,7 +376,7 @@ class BusSubscriber:
                     return False
                 wait_s = min(wait_s, left_s)
             if self._wake_read.fileno() in dict(self._fetching.poll(int(wait_s * 1000) + 1)):
-                self._interrupted = True
+                self._wake_read.recv(64)
             return True
         is_complete = False
         if isinstance(answer, wire.Page):

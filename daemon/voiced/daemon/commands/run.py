@@ -58,7 +58,12 @@ def run(
     from voiced.daemon.app import Daemon
     from voiced.daemon.pacing import new_loop
 
-    daemon = Daemon(settings, address_file=address_file, passed=passed)
+    daemon = Daemon(
+        settings,
+        address_file=address_file,
+        passed=passed,
+        read_settings=lambda: load(file=config_file, flags=flags).settings,
+    )
     with asyncio.Runner(loop_factory=lambda: new_loop(lambda: daemon.open_streams)) as runner:
         return runner.run(daemon.run())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from voiced.daemon import wire
+from voiced.plugins.errors import SentencesError
 from voiced.plugins.intents.matcher import Match, Matcher
 from voiced.plugins.intents.sentences import load_sentences
 from voiced.plugins.sdk import Plugin, PluginContext
@@ -43,12 +44,23 @@ class IntentsPlugin(Plugin):
         """Load the sentences."""
         super().setup(context)
         self._options = context.options(IntentsOptions)
-        folder = self._options.sentences
-        sets = load_sentences(folder and folder.expanduser(), builtin=self._options.builtin)
-        self._matcher = Matcher(sets)
         self._early: dict[str, tuple[int, Match]] = {}
         """By stream: the newest segment with an intent that did not wait for the final."""
-        logger.info("sentences loaded languages=%s", ",".join(self._matcher.languages))
+        self._matcher = self._load()
+
+    def on_reload(self) -> None:
+        """Load the sentences again; files that cannot be used leave those of before."""
+        try:
+            self._matcher = self._load()
+        except SentencesError as error:
+            logger.error("sentences stay as they were: %s", error)
+
+    def _load(self) -> Matcher:
+        folder = self._options.sentences
+        sets = load_sentences(folder and folder.expanduser(), builtin=self._options.builtin)
+        matcher = Matcher(sets)
+        logger.info("sentences loaded languages=%s", ",".join(matcher.languages))
+        return matcher
 
     def on_final(self, message: wire.Final) -> None:
         """Match the text and publish what it means, unless that was done before."""
