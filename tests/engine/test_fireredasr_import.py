@@ -94,6 +94,13 @@ def test_portable_graphs_keep_to_the_operators_of_every_runtime(tmp_path: Path) 
             assert len(value.type.tensor_type.shape.dim) <= 3
 
 
+def test_a_damaged_bundle_says_how_it_is_made_again(release: Path, models: Path) -> None:
+    path = run_import(release, name="mine")
+    (path / WEIGHTS).write_bytes(b"cut")
+    with pytest.raises(BundleError, match="import fireredasr DIR --name mine --force`"):
+        Bundle.open(path)
+
+
 def test_a_taken_name_is_refused_and_force_replaces_it(release: Path, models: Path) -> None:
     path = run_import(release, name="mine")
     before = Bundle.open(path).id

@@ -155,7 +155,7 @@ class Bundle:
         Raises:
             BundleError: Anything is not as the manifest says, or the manifest itself is bad.
         """
-        next_step = f"rebuild it with `voiced model build {path.name} --force`"
+        next_step = how_to_rebuild(path.name)
         if not path.is_dir():
             raise BundleError(
                 path,
@@ -173,6 +173,7 @@ class Bundle:
         except OSError as error:
             raise _unreadable(manifest_path, error, next_step) from error
         manifest = parse_manifest(manifest_path, raw, next_step)
+        next_step = how_to_rebuild(path.name, manifest.family)
         _check_names(manifest_path, manifest, next_step)
         _check_files(path, manifest, next_step, hashed=verify == "hash")
         return cls(path, manifest, hashlib.sha256(raw).hexdigest())
@@ -266,6 +267,16 @@ class Bundle:
                 expected=f"a file {name!r}",
             )
         return self.root / name
+
+
+def how_to_rebuild(name: str, family: str = "") -> str:
+    """Say how a bundle is made again; unknown families are those that can be had by name."""
+    if family == "fireredasr":
+        return (
+            f"make it again with `voiced model import fireredasr DIR --name {name} --force`, DIR "
+            "being the released files"
+        )
+    return f"rebuild it with `voiced model build {name} --force`"
 
 
 def _show_axes(axes: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from voiced.engine.backends.base import Backend
 from voiced.engine.buffers import Float
-from voiced.engine.bundle import Bundle, Manifest
+from voiced.engine.bundle import Bundle, Manifest, how_to_rebuild
 from voiced.engine.errors import BundleError
 from voiced.engine.types import Gear
 
@@ -100,7 +100,7 @@ def check(bundle: Bundle, backend: Backend | None = None) -> str:
             bundle.file(pair.output),
             found=f"numbers off by {worst:.1%}, first token {found['tokens'][0]}",
             expected=f"at most {TOLERANCE:.0%} and token {expected['tokens'][0]}",
-            next_step=f"the runtime computes wrongly here: rebuild with "
-            f"`voiced model build {bundle.manifest.name} --force`",
+            next_step="the runtime computes wrongly here: "
+            + how_to_rebuild(bundle.root.name, bundle.manifest.family),
         )
     return f"golden pair ok, largest error {worst:.2%}, first token as expected"
