@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -274,3 +275,22 @@ def test_a_name_that_looks_like_an_address_is_a_file_name(tmp_path: Path) -> Non
     assert len(read_all(path)) == 8_000
     with pytest.raises(MediaError, match="no such file"):
         read_all("http://127.0.0.1:9/a.wav")
+
+
+def test_infinite_and_missing_numbers_in_a_file_are_silence(tmp_path: Path) -> None:
+    path = tmp_path / "odd.wav"
+    samples = np.zeros(16_000, "<f4")
+    samples[::7] = np.inf
+    samples[3::7] = -np.inf
+    samples[5::7] = np.nan
+    samples[6::7] = 3e38
+    body = samples.tobytes()
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        *(b"RIFF", 36 + len(body), b"WAVE", b"fmt ", 16, 3, 2, 16_000, 128_000, 8, 32),
+        *(b"data", len(body)),
+    )
+    path.write_bytes(header + body)
+    found = read_all(path)
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= 1.0

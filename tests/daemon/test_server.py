@@ -581,6 +581,7 @@ def test_readiness_tells_how_the_microphone_is_doing_and_does_not_depend_on_it()
         "opened": 2,
         "lost_frames": 480,
         "is_silent": False,
+        "drift_ppm": None,
     }
 
     async def scenario(rig: Rig) -> None:

@@ -142,6 +142,7 @@ def media_reader() -> Callable[[bytes], object]:
         samples = 0
         for block in decode_file(file.write(data), on_damage=lambda text: None):
             assert block.dtype == np.float32
+            assert np.isfinite(block).all()
             samples += len(block)
             if samples > 16_000 * 600:
                 break  # a small file may hold hours of silence: the reader stops when it likes

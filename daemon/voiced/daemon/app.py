@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.events import Events
+from voiced.daemon.inside import Inside
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.options import ServerOptions
@@ -44,6 +46,7 @@ from voiced.daemon.session import SessionSettings, StreamSession
 from voiced.daemon.statusline import status_line
 from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor
+from voiced.daemon.tracing import open_tracer
 from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.watched import CHECK_INTERVAL_S
 from voiced.daemon.wire import AudioParams, Intent, Start
@@ -111,6 +114,10 @@ class Daemon:
             metrics=self._metrics,
             watch=self._on_task_done,
         )
+        self._tracer = None
+        if settings.tracing.endpoint is not None:
+            offset_ns = time.time_ns() - time.monotonic_ns()
+            self._tracer = open_tracer(settings.tracing.endpoint, wall_minus_monotonic_ns=offset_ns)
         self._streams = Streams(
             engine=self._engine,
             publish=self._kept.outlet,
@@ -119,6 +126,7 @@ class Daemon:
             max_streams=settings.server.max_streams,
             overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
             metrics=self._metrics,
+            tracer=self._tracer,
         )
         self._bus.relay = self._relay_intent
         self._metrics.watch_engine(self._engine.load)
@@ -127,6 +135,12 @@ class Daemon:
         status = None if microphone is None else lambda: microphone.status
         if status is not None:
             self._metrics.watch_microphone(status)
+        self._inside = Inside(
+            self._streams,
+            bus_seq=lambda: self._bus.seq,
+            microphone=status,
+            shows_text=settings.server.status_text,
+        )
         events = Events()
         self._bus.on_message = events.tap
         tls = self._security.tls
@@ -138,9 +152,11 @@ class Daemon:
             tls=None if tls is None else tls.context,
             events=events,
             microphone=status,
+            inside=self._inside,
             journal=self._kept.status,
             passed=passed,
         )
+        self._inside.server = self._server
         self._guard_task: asyncio.Task[None] | None = None
         self._is_held = bool(passed)
         self._has_tried_engine = asyncio.Event()
@@ -153,6 +169,7 @@ class Daemon:
         self._failure: BaseException | None = None
         self._supervisor = Supervisor(
             (
+                Part("tracing", self._start_tracing, self._stop_tracing),
                 Part("journal", self._kept.start, self._kept.stop),
                 Part("bus", self._start_bus, self._stop_bus),
                 Part("server", self._start_server, self._stop_server),
@@ -197,10 +214,11 @@ class Daemon:
         }
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler, number)
+        loop.add_signal_handler(signal.SIGUSR1, self._inside.dump)
         try:
             is_clean = await self._supervisor.run(self._stop)
         finally:
-            for number in handlers:
+            for number in (*handlers, signal.SIGUSR1):
                 loop.remove_signal_handler(number)
         if self._failure is not None:
             raise self._failure
@@ -320,6 +338,13 @@ class Daemon:
             self._stop.set()
 
     # ---- parts -----------------------------------------------------------------------------
+
+    async def _start_tracing(self) -> None:
+        """Nothing: the library's thread runs from the beginning."""
+
+    async def _stop_tracing(self, left_s: float) -> None:
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     async def _start_bus(self) -> None:
         self._bus.open()

@@ -29,6 +29,7 @@ from voiced.bench.errors import BenchError
 from voiced.daemon import cli_decode, cli_doctor, cli_journal, cli_live, cli_realtime
 from voiced.daemon.cli_group import group
 from voiced.daemon.cli_keys import keys_app
+from voiced.daemon.cli_status import add_status
 from voiced.daemon.commands.pipes import drop_unwritten_output, replace_closed_streams
 from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine.errors import EngineError
@@ -874,6 +875,9 @@ cli_live.add_commands(app, bench_app, lambda status: _exit(status))
 cli_realtime.add_commands(bench_app, lambda status: _exit(status))
 cli_decode.add_commands(bench_app, lambda status: _exit(status))
 cli_journal.add_commands(bench_app, lambda status: _exit(status))
+
+
+add_status(app)
 
 
 # ---- errors ------------------------------------------------------------------------------------

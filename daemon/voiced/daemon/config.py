@@ -112,6 +112,10 @@ class ServerSettings(_Section):
         description="File of bearer tokens, written by `voiced keys token add`; where it is set, "
         "every client needs one. Read again when it changes.",
     )
+    status_text: bool = Field(
+        default=False,
+        description="Whether `voiced status` may show what people say.",
+    )
     insecure: bool = Field(
         default=False,
         description="Whether addresses beyond this machine may be listened on without TLS, "
@@ -376,6 +380,17 @@ class LimitsSettings(_Section):
     total: TotalLimits = TotalLimits()
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces of segments; needs the extra `voiced[otel]`."""
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Where traces go (OTLP over HTTP), e.g. `http://127.0.0.1:4318/v1/traces`; "
+        "absent: none are made.",
+    )
+
+
 class LoggingSettings(_Section):
     """What is written to stderr."""
 
@@ -397,6 +412,7 @@ class Settings(_Section):
     microphone: MicrophoneSettings = MicrophoneSettings()
     journal: JournalSettings = JournalSettings()
     limits: LimitsSettings = LimitsSettings()
+    tracing: TracingSettings = TracingSettings()
     logging: LoggingSettings = LoggingSettings()
 
 
@@ -590,6 +606,11 @@ def stream_url(server: ServerSettings) -> str:
     host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host
     scheme = "ws" if server.tls.certificate is None else "wss"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}/v1/stream"
+
+
+def status_url(server: ServerSettings) -> str:
+    """Where a client on this machine asks how the daemon is."""
+    return stream_url(server).replace("ws", "http", 1).replace("/v1/stream", "/v1/status")
 
 
 def connectable(endpoint: str) -> str:

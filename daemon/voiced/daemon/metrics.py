@@ -114,6 +114,12 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
+        self.partial_latency_s = Histogram(
+            "voiced_partial_latency_seconds",
+            "Arrival of the last audio in a partial to the partial",
+            buckets=_LATENCY_BUCKETS_S,
+            registry=registry,
+        )
         self.latency_s = Histogram(
             "voiced_final_latency_seconds",
             "Arrival of a segment's last audio to its final",

@@ -17,16 +17,18 @@ from voiced.daemon.access import Access, Denied
 from voiced.daemon.connections import Connection, remote_address
 from voiced.daemon.disk_writer import StorageStatus
 from voiced.daemon.errors import Overloaded, ShuttingDown, TooManyOfClient, TooManyStreams
+from voiced.daemon.inside import Inside
 from voiced.daemon.limits import Client, Clients
 from voiced.daemon.metrics import CONTENT_TYPE
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.streams import Streams
 from voiced.daemon.tokens import ANYONE, Grant
 
-STREAM_PATH, EVENTS_PATH = "/v1/stream", "/v1/events"
+STREAM_PATH, EVENTS_PATH, STATUS_PATH = "/v1/stream", "/v1/events", "/v1/status"
 _SCOPES = {
     STREAM_PATH: "stream",
     EVENTS_PATH: "subscribe",
+    STATUS_PATH: "admin",
     "/metrics": "admin",
 }
 """Path → scope of the token that it takes; the rest takes none."""
@@ -45,6 +47,7 @@ class Routes:
         is_full: Callable[[], bool] = lambda: False,
         may_resume: Callable[[], bool] = lambda: False,
         microphone: Callable[[], MicrophoneStatus] | None = None,
+        inside: Inside | None = None,
         journal: Callable[[], StorageStatus | None] = lambda: None,
     ) -> None:
         """Keep what is asked about.
@@ -54,11 +57,12 @@ class Routes:
             may_resume: Whether a stream waits for a client to come back: it must get in then,
                 however full the daemon is and whatever the engine does.
             microphone: How that is doing, for `/readyz`.
+            inside: What `/v1/status` shows.
             journal: The same.
         """
         self._streams, self._access, self._clients = streams, access, clients
         self._allowed_origins, self._is_full = allowed_origins, is_full
-        self._may_resume = may_resume
+        self._may_resume, self._inside = may_resume, inside
         self._microphone, self._journal = microphone, journal
         self._metrics = streams.metrics
 
@@ -93,6 +97,9 @@ class Routes:
         grant = self._access.check(request, _SCOPES[path])
         if isinstance(grant, Denied):
             return self._denied(connection, grant)
+        if path == STATUS_PATH:
+            facts = {} if self._inside is None else self._inside.facts()
+            return _json(connection, http.HTTPStatus.OK, facts)
         if path == "/metrics":
             response = connection.respond(http.HTTPStatus.OK, self._metrics.render().decode())
             return _with_type(response, CONTENT_TYPE)

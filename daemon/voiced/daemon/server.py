@@ -22,6 +22,7 @@ from voiced.daemon.connections import Connection, Connections
 from voiced.daemon.disk_writer import StorageStatus
 from voiced.daemon.errors import AddressRefused, PortInUse
 from voiced.daemon.events import Events, EventsClient
+from voiced.daemon.inside import Inside
 from voiced.daemon.limits import Clients
 from voiced.daemon.listening import bind_unix, describe
 from voiced.daemon.microphone import MicrophoneStatus
@@ -53,6 +54,7 @@ class Server:
         tls: ssl.SSLContext | None = None,
         events: Events | None = None,
         microphone: Callable[[], MicrophoneStatus] | None = None,
+        inside: Inside | None = None,
         journal: Callable[[], StorageStatus | None] = lambda: None,
         passed: Sequence[socket.socket] = (),
     ) -> None:
@@ -66,6 +68,7 @@ class Server:
             tls: Spoken by every connection; None: by none.
             events: Where `/v1/events` hears of bus messages.
             microphone: Shown by `/readyz`, where there is one.
+            inside: Shown by `/v1/status`.
             journal: Shown by `/readyz`, where there is one.
             passed: Listening sockets to serve instead of binding any; taken over.
         """
@@ -94,11 +97,22 @@ class Server:
             is_full=lambda: len(self._clients) >= streams.max_streams,
             may_resume=lambda: len(self._parking) > 0,
             microphone=microphone,
+            inside=inside,
             journal=journal,
         )
         self._listeners: list[WebSocketServer] = []
         self._own_path: Path | None = None
         """A socket in the file system that we made and remove."""
+
+    @property
+    def connections(self) -> int:
+        """TCP connections now, streams or not."""
+        return len(self._connections)
+
+    @property
+    def parked(self) -> int:
+        """Streams that may outlive their connections."""
+        return len(self._parking)
 
     @property
     def port(self) -> int:

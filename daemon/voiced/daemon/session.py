@@ -29,12 +29,14 @@ from voiced.daemon.arrivals import Arrivals
 from voiced.daemon.asking import Asker, Engine, Failure
 from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import ShuttingDown, StreamBroken
+from voiced.daemon.level import LevelMeter
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import DirectOutlet, Outlet
 from voiced.daemon.pace import PartialPace
 from voiced.daemon.results import LastWords
 from voiced.daemon.segment_text import SegmentText
 from voiced.daemon.speculation import Speculation
+from voiced.daemon.tracing import SegmentTracer, StreamTrace
 from voiced.daemon.wire import (
     AudioGap,
     EagerFinal,
@@ -161,6 +163,7 @@ class StreamSession:
         settings: SessionSettings | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
+        tracer: SegmentTracer | None = None,
         on_end: Callable[[StreamSession], None] | None = None,
     ) -> None:
         """The stream is open from now on; `ready` has been sent.
@@ -168,6 +171,7 @@ class StreamSession:
         Args:
             publish: Puts messages on the bus: at once, or when they are written down.
             rate_hz: Sample rate of the source, for `ready`.
+            tracer: Told about each segment once it is over.
             on_end: Called once, after `ended` was sent.
         """
         self.name = name
@@ -193,6 +197,9 @@ class StreamSession:
         self._room = asyncio.Event()
         self._room.set()
         self._arrivals = Arrivals()
+        self._level = LevelMeter()
+        self._trace = StreamTrace(name, tracer)
+        self._latest_text = ""
         self._gap_start: int | None = None
         """Where the loss began after which no sound has come yet."""
         self._segments = self._finals = self._failures = 0
@@ -211,6 +218,26 @@ class StreamSession:
     def is_full(self) -> bool:
         """Too much speech is unanswered: `feed` will wait."""
         return not self._room.is_set()
+
+    def facts(self, *, with_text: bool) -> dict[str, Any]:
+        """How it is doing, for people; with what was said last where that may be shown."""
+        found: dict[str, Any] = {
+            "stream": self.name,
+            "audio_ms": samples_to_ms(self._intake.end_sample),
+            "lost_ms": samples_to_ms(self._intake.lost_samples),
+            "level_dbfs": round(self._level.dbfs, 1),
+            "is_speech": self._open is not None,
+            "is_ending": self.is_ending,
+            "has_client": self._send is not None,
+            "segments": self._segments,
+            "finals": self._finals,
+            "failed": self._failures,
+            "backlog_s": round(self._backlog_s, 2),
+            "backlog_age_s": round(self.backlog_age_s, 2),
+        }
+        if with_text:
+            found["text"] = self._latest_text
+        return found
 
     @property
     def backlog_s(self) -> float:
@@ -319,7 +346,10 @@ class StreamSession:
         return self._place(self._intake.feed())
 
     def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
-        return [] if frame is None else self._front.feed(frame)
+        if frame is None:
+            return []
+        self._level.take(frame.samples)
+        return self._front.feed(frame)
 
     def _pass_over(self, input_frames: int) -> list[SegmentEvent]:
         known = self._intake.lost_samples
@@ -362,6 +392,7 @@ class StreamSession:
                 text = SegmentText(self.name, event.segment, event.start_sample)
                 self._open = _State(text)
                 self._last_words.expect(event.segment)
+                self._trace.opened(event.segment, self._clock.monotonic_ns())
                 self._segments += 1
                 self._emit(
                     SpeechStarted(
@@ -401,6 +432,7 @@ class StreamSession:
             revision=state.text.revision + 1,
         )
         arrived_ns = self._arrivals.of(segment.end_sample) or self._clock.monotonic_ns()
+        self._trace.closed(segment.id, arrived_ns, round(segment.duration_s * 1000))
         speculation = state.speculation
         if speculation is not None and not (speculation.is_asked and speculation.is_of(segment)):
             self._withdraw(state)
@@ -475,6 +507,11 @@ class StreamSession:
         message = state.text.partial(transcript, end_sample, is_searched=is_searched)
         if message is not None:
             self._metrics.partials.inc()
+            arrived_ns = self._arrivals.of(end_sample)
+            if arrived_ns is not None:
+                latency_ns = self._clock.monotonic_ns() - arrived_ns
+                self._metrics.partial_latency_s.observe(max(0, latency_ns) / 1e9)
+            self._latest_text = message.text
             self._emit(message)
 
     async def _answer(
@@ -574,6 +611,8 @@ class StreamSession:
 
     def _settle_segment(self, segment: int, outcome: _Answer | Failure) -> None:
         """Decide a segment's last word, unless it has one; it is published when its turn comes."""
+        timings = outcome.transcript.timings if isinstance(outcome, _Answer) else None
+        self._trace.answered(segment, self._clock.monotonic_ns(), timings)
         for number, word in self._last_words.give(segment, (segment, outcome)):
             if isinstance(word, _Answer):
                 self._emit_last(self._final(word))
@@ -591,6 +630,7 @@ class StreamSession:
             self._metrics.finals_corrected.inc()
         self._finals += 1
         self._metrics.finals.inc()
+        self._latest_text = transcript.text or self._latest_text
         if self._settings.include_text:
             logger.debug("final stream=%s segment=%d text=%s", self.name, state.id, transcript.text)
         return state.text.final(transcript, latency_ns // 1_000_000)
@@ -624,6 +664,8 @@ class StreamSession:
                     )
 
         attempt(lambda each: self._outlet.put(each, lambda: attempt(self.deliver)))
+        outcome = message.code if isinstance(message, Failed) else "final"
+        self._trace.published(message.segment, self._clock.monotonic_ns(), outcome)
 
     def _fail_open(self, failure: Failure) -> None:
         if self._open is not None:

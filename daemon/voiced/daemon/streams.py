@@ -25,6 +25,7 @@ from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import Outlet
 from voiced.daemon.overload import OverloadRules
 from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
+from voiced.daemon.tracing import SegmentTracer
 from voiced.daemon.wire import Intent, Start
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Streams:
         overload: OverloadRules | None = None,
         metrics: Metrics | None = None,
         clock: Clock | None = None,
+        tracer: SegmentTracer | None = None,
     ) -> None:
         """`settings` are the defaults; a stream's `start` may change language and partials."""
         self.engine = engine
@@ -57,6 +59,7 @@ class Streams:
         self._settings = settings or SessionSettings()
         self._sessions: dict[str, StreamSession] = {}
         self._numbers = itertools.count(1)
+        self._tracer = tracer
         self._is_draining = False
 
     def configure(
@@ -70,6 +73,11 @@ class Streams:
         """Take other defaults for the streams that are opened from now on."""
         self._open_chain, self._settings = open_chain, settings
         self.max_streams, self._overload = max_streams, overload
+
+    @property
+    def sessions(self) -> list[StreamSession]:
+        """The open streams, by name."""
+        return [self._sessions[name] for name in sorted(self._sessions)]
 
     @property
     def is_draining(self) -> bool:
@@ -134,6 +142,7 @@ class Streams:
             ),
             metrics=self.metrics,
             clock=self._clock,
+            tracer=self._tracer,
             on_end=self._forget,
         )
         self._sessions[name] = session

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import faulthandler
 import logging
 import os
 import signal
@@ -196,6 +197,10 @@ def _run_as_process() -> int:
     except ipc.IpcError as error:
         print(f"voiced.engine.worker is started by the voiced daemon: {error}", file=sys.stderr)
         return 2
+    if sys.stderr is not None:
+        faulthandler.register(signal.SIGUSR1, file=sys.stderr)  # the daemon asks with its own dump
+    else:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter_for(sys.stderr))
     logging.basicConfig(handlers=[handler], level=launch.log_level)

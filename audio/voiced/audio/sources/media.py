@@ -199,7 +199,11 @@ class _ToMono:
         planes = [part.to_ndarray() for part in self._planar.resample(frame)]
         if not planes:
             return np.empty(0, np.float32)
-        mono: Samples = np.concatenate(planes, axis=1).mean(axis=0, dtype=np.float32)
+        channels = np.concatenate(planes, axis=1)
+        if not np.isfinite(channels).all():  # a file of floats may hold anything
+            channels = np.where(np.isfinite(channels), channels, np.float32(0))
+        np.clip(channels, -1e6, 1e6, out=channels)  # so that neither sum nor filter overflows
+        mono: Samples = channels.mean(axis=0, dtype=np.float32)
         return self._rate.feed(mono).clip(-1.0, 1.0)
 
     def flush(self) -> Samples:
