@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def parse_allowed(data: bytes) -> AllowList:
     try:
         file = msgspec.json.decode(data, type=_AllowFile)
         allowed = AllowList(file.keys)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, struct.error) as error:
         raise ValueError(f"is no list of allowed keys: {str(error)[:200]}") from None
     for what in ("name", "public"):
         if len({getattr(key, what) for key in file.keys}) < len(file.keys):
@@ -135,7 +136,14 @@ def read_pair(path: Path) -> KeyPair:
     try:
         pair = msgspec.json.decode(data, type=KeyPair)
         is_a_pair = zmq.curve_public(pair.secret.encode()).decode() == pair.public
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError, zmq.ZMQError):
+    except (
+        msgspec.MsgspecError,
+        UnicodeError,
+        RecursionError,
+        ValueError,
+        struct.error,
+        zmq.ZMQError,
+    ):
         is_a_pair = False  # without the reason, which might quote the secret
     if not is_a_pair:
         raise FileRefused(path, "is no file of `voiced keys curve new`")
@@ -168,7 +176,7 @@ def with_key(allowed: AllowList, name: str, public: str, domains: tuple[str, ...
             {"name": name, "public": public, "domains": list(domains)}, AllowedKey
         )
         return AllowList((*allowed.keys, key))
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, struct.error) as error:
         raise KeyFileError(
             f"no such key can be allowed: {error}; a name has 1 to 64 of A-Z a-z 0-9 . _ -, a "
             f"public key the 40 characters that `voiced keys curve new` prints"
