@@ -50,8 +50,9 @@ TAIL_FRAMES = 400
 """Encoder frames of silence behind a gear: the shortest tail whose error equals 30-s padding in
 every group of clips."""
 
-TAIL_BLOCK = 4
-"""Encoder frames of the tail for which one key and one value stand, where graphs can weigh them."""
+TAIL_BLOCK = 8
+"""Encoder frames of the tail for which one key and one value stand, where graphs can weigh them. So
+cheap a tail reaches to the end of the model's window, as in training."""
 
 RESIDENT_GEARS_S = (2, 4, 6, 8, 12, 16, 28)
 """Gear lengths where every gear is compiled and held in memory by itself. The last leaves the
@@ -289,7 +290,9 @@ def _complete(
     # float16 is a type of devices; the tail is stored as float32 in any case
     recorded = Precision.FP32 if precision is Precision.FP16 else precision
     onnx.save(prefill_graph(tensors, dims, recorded, record=True), record)
-    rows, block = _tail_rows(dims), TAIL_BLOCK if resident is None else 1
+    rows, block, frames = _tail_rows(dims), TAIL_BLOCK, dims.encoder_positions
+    if resident is not None:
+        block, frames = 1, TAIL_FRAMES
     tail = record_tail(backend, record, dims, list(rows))
     sampled(tail, block).tofile(writer.path_for("tail.f32"))
 
@@ -308,9 +311,7 @@ def _complete(
             "blank": tokens.pieces.index(b" "),
             **tokens.special,
         },
-        tail=msgspec.to_builtins(
-            WhisperTailInfo("tail.f32", TAIL_FRAMES, tuple(rows.values()), block)
-        ),
+        tail=msgspec.to_builtins(WhisperTailInfo("tail.f32", frames, tuple(rows.values()), block)),
         golden=Golden(input=GOLDEN_INPUT, output=GOLDEN_OUTPUT),
         quantisation="none" if precision is Precision.FP32 else precision.value,
     )
