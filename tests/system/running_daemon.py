@@ -136,6 +136,10 @@ class Subscriber:
                 return message
         raise AssertionError(f"not published within {DEADLINE_S} s; last {self.messages[-3:]}")
 
+    def first(self, is_enough: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Return the first message that fits, of those received already or yet to come."""
+        return next(filter(is_enough, self.messages), None) or self.until(is_enough)
+
     def _receive(self) -> dict[str, Any]:
         topic, body = self._socket.recv_multipart()
         message: dict[str, Any] = json.loads(body)

@@ -213,6 +213,11 @@ def test_a_daemon_shows_how_long_its_microphone_was_away(
     virtual: VirtualMicrophone, tmp_path: Path
 ) -> None:
     daemon = launch(tmp_path, *FAKE, "--microphone", "--device", DEVICE)
+
+    def is_waiting() -> bool:
+        status = json.loads(daemon.get("/readyz")[1])["microphone"]
+        return status["state"] == "waiting" and status["code"] is not None
+
     try:
         daemon.wait_ready()
         with subscribed(daemon) as bus:
@@ -220,8 +225,7 @@ def test_a_daemon_shows_how_long_its_microphone_was_away(
             daemon.wait_for("sound", lambda: "stream opened stream=microphone" in daemon.log)
             virtual.kill()
             daemon.wait_for("the loss", lambda: "microphone: " in daemon.log)
-            status = json.loads(daemon.get("/readyz")[1])["microphone"]
-            assert (status["state"], status["code"] is None) == ("waiting", False)
+            daemon.wait_for("the status", is_waiting)
             virtual.start()
             gap = bus.until(lambda message: message["type"] == "audio_gap")
             assert gap["stream"] == "microphone"

@@ -90,7 +90,7 @@ def test_a_closed_segment_outlives_the_daemon_that_heard_it(start: Callable[...,
     first.wait_exit()
     second = start()
     with subscribed(second) as bus:
-        recovered = bus.until(lambda message: message["type"] == "final")
+        recovered = bus.first(lambda message: message["type"] == "final")
     assert {key: recovered[key] for key in ("stream", "segment", "start_ms", "end_ms", "text")} == {
         **{key: closed[key] for key in ("stream", "segment", "start_ms", "end_ms")},
         "text": "one",

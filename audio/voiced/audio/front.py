@@ -128,6 +128,8 @@ class StreamFront:
             quietest=self._history.quietest,
         )
         self._open_id: int | None = None
+        self._gap_end: int | None = None
+        """Where the last gap was thought to end: a loss told in pieces is one gap, none filled."""
         self._waiting = np.zeros(vad.batch_windows * vad.window_samples, np.float32)
         self._waiting_samples = 0
         self._plan()
@@ -174,10 +176,13 @@ class StreamFront:
         `feed` sees a loss by itself, but only when sound returns; a source that reports one at
         once lets a segment end while its device is away.
         """
-        if to_sample - self._history.end_sample <= ms_to_samples(MAX_FILLED_GAP_MS):
+        missing = to_sample - self._history.end_sample
+        goes_on = self._history.end_sample == self._gap_end
+        if missing <= (0 if goes_on else ms_to_samples(MAX_FILLED_GAP_MS)):
             return []
         events = self._close(CloseReason.GAP)
         self._restart(to_sample)
+        self._gap_end = to_sample
         return events
 
     def flush(self) -> list[SegmentEvent]:
