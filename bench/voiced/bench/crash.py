@@ -196,17 +196,18 @@ class CrashRun:
             await asyncio.sleep(0.05)
 
     async def _kill_all(self, progress: Callable[[str], None]) -> None:
-        done, end_s = 0, time.monotonic() + self._plan.longest_s
+        done, last, end_s = 0, 0, time.monotonic() + self._plan.longest_s
         while done < self._plan.kills and time.monotonic() < end_s:
             if self._random.random() >= _WHILE_STARTING:
                 await self._until(self._is_ready, "the daemon to be ready")
             await asyncio.sleep(self._random.uniform(0, self._plan.longest_pause_s))
             victim = self._random.choice(_VICTIMS)
             pid = self._pid_of(victim)
-            if pid is None:
+            if pid is None or pid == last:  # a process that is dying is not killed again
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+                last = pid
                 self._kills[victim] += 1
                 done += 1
                 if done % 20 == 0 or done == self._plan.kills:
