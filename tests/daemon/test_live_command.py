@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from voiced.bench.hearing import Fate, Outcome
-from voiced.bench.load import LoadPlan
-from voiced.bench.load_report import Books, LoadResult, Pace, Tally, sum_up
+from voiced.bench.load import LoadPlan, Target
+from voiced.bench.load_report import Books, LoadResult, Pace, Tally, soak_faults, sum_up
 from voiced.bench.sampling import Samples
 from voiced.daemon.commands import live
+from voiced.daemon.commands.child import ChildFailed
 from voiced.daemon.commands.live import Served, Speech
 from voiced.daemon.config import ConfigError
 
@@ -58,6 +61,9 @@ def test_a_running_daemon_is_taken_as_it_is_with_its_token(tmp_path: Path) -> No
         assert (target.url, target.bus, target.pids()) == ("ws://h:1/v1/stream", "tcp://h:2", ())
         assert target.options["additional_headers"] == {"Authorization": "Bearer secret"}
         assert "secret" not in repr(target)
+
+
+real_run_once = live.run_once
 
 
 class Runs:
@@ -131,3 +137,31 @@ def test_a_soak_ends_with_its_verdict(
     assert [(plan.streams, plan.seconds) for plan in runs.plans] == [(3, 120)]
     shown = capsys.readouterr().out
     assert ("3 of 100 utterances lost" if lost else "nothing lost, doubled or growing") in shown
+
+
+def test_what_was_measured_is_kept_when_the_daemon_does_not_end_well(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("1 INFO    a: b\n2 WARNING a: late\n3 ERROR   a: gone\n", encoding="utf-8")
+
+    class Stubborn(Served):
+        @contextlib.contextmanager
+        def target(self, extra: Mapping[str, Any] | None = None) -> Iterator[Target]:
+            yield Target("ws://h:1/v1/stream", None, lambda: (), log)
+            raise ChildFailed("daemon did not end within 20 s after SIGTERM\n  | last line")
+
+    runs = Runs(monkeypatch)
+    plan = LoadPlan(streams=1, seconds=1)
+
+    class Played:
+        def __init__(self, *_: Any) -> None: ...
+
+        async def run(self, _: Any) -> LoadResult:
+            return runs.run(Served(), Speech({}, None, ""), plan)
+
+    monkeypatch.setattr(live, "LoadRun", Played)
+    result = real_run_once(Stubborn(), Speech({}, None, ""), plan)
+    assert result.utterances == 100
+    assert result.complaints == ["2 WARNING a: late", "3 ERROR   a: gone"]
+    assert "daemon did not end within 20 s after SIGTERM" in soak_faults(result)

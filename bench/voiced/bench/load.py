@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -68,6 +69,8 @@ class Target:
     """None: the bus is not compared."""
     pids: Callable[[], Sequence[int]]
     """Its processes now; empty where they are not known."""
+    log: Path | None = None
+    """What a daemon of our own writes."""
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What connections are opened with besides: `additional_headers`, `ssl`."""
 
@@ -75,6 +78,19 @@ class Target:
     def metrics_url(self) -> str:
         """Where its metrics are: the same port."""
         return http_url(self.url, "/metrics")
+
+
+MOST_COMPLAINTS = 40
+_SEVERE = (" WARNING ", " ERROR ", " CRITICAL ")
+
+
+def complaints(log: Path | None) -> list[str]:
+    """Return the first lines of a daemon's log that are warnings or worse."""
+    if log is None:
+        return []
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        severe = (line.rstrip() for line in lines if any(word in line for word in _SEVERE))
+        return list(itertools.islice(severe, MOST_COMPLAINTS))
 
 
 def http_url(url: str, path: str) -> str:

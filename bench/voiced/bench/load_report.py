@@ -162,6 +162,10 @@ class LoadResult:
     kept: Sequence[Outcome]
     load_1min: float
     """Load average of the machine at the end."""
+    complaints: Sequence[str] = ()
+    """The daemon's own warnings, the first ones; of one that was started for the run."""
+    bad_end: str | None = None
+    """Why that daemon did not end as it should."""
 
     @property
     def lost(self) -> int:
@@ -365,6 +369,8 @@ def _kept(results: Sequence[LoadResult]) -> Table:
         "client: how late it woke for a block, and the most that a block was sent late, ms",
     ]
     notes += [f"broken: {text}" for r in results for text in r.books.violations.shown]
+    notes += [f"daemon: {text}" for r in results for text in r.complaints]
+    notes += [f"daemon: {r.bad_end}" for r in results if r.bad_end is not None]
     return Table(
         "ledger",
         (
@@ -463,6 +469,8 @@ def soak_faults(result: LoadResult) -> list[str]:
         (books.announced - books.finals - books.failed.total(), "segments without a last word"),
     )
     faults = [f"{count} {what}" for count, what in counts if count]
+    if result.bad_end is not None:
+        faults.append(result.bad_end.partition("\n")[0])
     if result.lost > max(1, LOST_ALLOWED * result.utterances):
         faults.append(f"{result.lost} of {result.utterances} utterances lost")
     faults += [

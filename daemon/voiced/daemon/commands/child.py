@@ -45,6 +45,8 @@ class ChildDaemon:
     bus: str
     ready_s: float
     """From the start of the process to READY."""
+    log: Path | None = None
+    """What it writes; gone after its end."""
 
     def family(self) -> tuple[int, ...]:
         """The daemon and all processes below it, the daemon first."""
@@ -78,7 +80,7 @@ def child_daemon(*arguments: str) -> Iterator[ChildDaemon]:
         try:
             where = _wait_ready(process, addresses, log)
             url = f"ws://{where['host']}:{where['port']}/v1/stream"
-            yield ChildDaemon(process.pid, url, where["bus"], time.monotonic() - began_s)
+            yield ChildDaemon(process.pid, url, where["bus"], time.monotonic() - began_s, log)
             _end(process, log)
         finally:
             if process.poll() is None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from voiced.bench import load_report
 from voiced.bench.dialogue import Spoken
 from voiced.bench.hearing import Judge
-from voiced.bench.load import LoadPlan, LoadRun, Target, offline_texts, prepare_speech
+from voiced.bench.load import (
+    LoadPlan,
+    LoadRun,
+    Target,
+    complaints,
+    offline_texts,
+    prepare_speech,
+)
 from voiced.bench.load_report import LoadResult
 from voiced.bench.machine import describe
 from voiced.bench.normalise import best_normaliser
 from voiced.bench.report import Report, progress, publish
 from voiced.daemon.commands.bench import _folder, _say
-from voiced.daemon.commands.child import child_daemon, child_failures
+from voiced.daemon.commands.child import ChildFailed, child_daemon, child_failures
 from voiced.daemon.commands.engines import FAKE, engine_config
 from voiced.daemon.config import KEYS, VadSettings, show, value_of
 from voiced.daemon.config import load as load_config
@@ -106,10 +113,10 @@ class Served:
             pid = self.pid
             known = None if pid is None else ChildDaemon(pid, self.url, self.bus or "", 0.0)
             pids = (lambda: ()) if known is None else known.family
-            yield Target(self.url, self.bus, pids, self._options(self.url))
+            yield Target(self.url, self.bus, pids, options=self._options(self.url))
             return
         with child_daemon(*self.arguments(extra)) as daemon:
-            yield Target(daemon.url, daemon.bus, daemon.family)
+            yield Target(daemon.url, daemon.bus, daemon.family, daemon.log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +172,18 @@ def run_once(
         ChildFailed: The daemon did not start, answer or end as it should.
         OSError: Nobody listens there.
     """
-    with served.target(extra) as target, progress(round(plan.seconds), title) as advance:
-        run = LoadRun(target, plan, said.spoken, said.judge)
-        with child_failures():
-            return asyncio.run(run.run(advance))
+    result: LoadResult | None = None
+    try:
+        with served.target(extra) as target, progress(round(plan.seconds), title) as advance:
+            run = LoadRun(target, plan, said.spoken, said.judge)
+            with child_failures():
+                result = asyncio.run(run.run(advance))
+            result = replace(result, complaints=complaints(target.log))
+    except ChildFailed as error:
+        if result is None:
+            raise
+        result = replace(result, bad_end=str(error))  # what was measured is not thrown away
+    return result
 
 
 def load(
