@@ -17,7 +17,14 @@ from voiced.daemon.reload import Changes, Effect, compare, effect_of, merge
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.testing import ScriptedEngine
 from voiced.engine.errors import BackendFailed
-from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
+from voiced.engine.types import (
+    EngineConfig,
+    EngineLoad,
+    EngineTotals,
+    Request,
+    RequestKind,
+    Transcript,
+)
 
 PORTS = {
     "server": {"port": 0},
@@ -59,6 +66,10 @@ class Host(ScriptedEngine):
         self.config = config
         self.is_stopped = False
         self.beats = 0
+        self.totals = EngineTotals()
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(queued_eager=1, totals=self.totals)
 
     def say(self, request: Request) -> Transcript:
         if self.config.bundle_dir == "broken":
@@ -109,6 +120,26 @@ def test_segments_that_were_begun_stay_and_later_ones_go_over() -> None:
         assert hosts.made[0].is_stopped
         assert not hosts.made[1].is_stopped
         assert await hosts.ask(4) == "new"
+
+    asyncio.run(run())
+
+
+def test_what_models_did_is_counted_together_before_during_and_after_a_switch() -> None:
+    async def run() -> None:
+        hosts = Hosts()
+        hosts.made[0].gate.clear()
+        waiting = asyncio.create_task(hosts.ask(1))
+        await asyncio.sleep(0)
+        hosts.made[0].totals = EngineTotals(steps=5, restarts=2)
+        await hosts.switch.switch(EngineConfig("new"))
+        hosts.made[1].totals = EngineTotals(steps=1)
+        both = EngineTotals(steps=6, restarts=2)
+        assert hosts.switch.load() == EngineLoad(queued_eager=2, totals=both)
+        hosts.made[0].gate.set()
+        await waiting
+        assert hosts.switch._retiring is not None
+        await hosts.switch._retiring
+        assert hosts.switch.load() == EngineLoad(queued_eager=1, totals=both)
 
     asyncio.run(run())
 

@@ -550,7 +550,7 @@ def test_health_readiness_metrics_and_the_rest() -> None:
             'voiced_segments_total{reason="silence"} 1.0',
             "voiced_engine_queued_finals 0.0",
             "voiced_engine_batch_size 0.0",
-            'voiced_engine_dropped{kind="partial",reason="superseded"} 0.0',
+            'voiced_engine_dropped_total{kind="partial",reason="superseded"} 0.0',
             "voiced_final_latency_seconds_count 1.0",
             "voiced_segment_seconds_count 1.0",
         ):

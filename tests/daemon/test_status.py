@@ -117,7 +117,7 @@ def test_what_was_said_is_no_markup() -> None:
             "queued_finals": 0,
             "queued_partials": 0,
             "oldest_final_age_s": 0.0,
-            "restarts": 0,
+            "totals": {"restarts": 0},
         },
         "streams": [
             {

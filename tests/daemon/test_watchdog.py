@@ -138,7 +138,7 @@ def test_an_engine_beats_with_its_workers_words_and_not_before_or_after() -> Non
         assert engine.worker_pid is not None
         os.kill(engine.worker_pid, signal.SIGKILL)
         async with asyncio.timeout(60):
-            while engine.load().restarts == 0 or not engine.ready:  # noqa: ASYNC110
+            while engine.load().totals.restarts == 0 or not engine.ready:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert engine.beats is not None
         assert engine.beats > count

@@ -29,6 +29,9 @@ from voiced.engine.types import (
     BatchLoad,
     EngineConfig,
     EngineInfo,
+    EngineTotals,
+    Gear,
+    GearUse,
     Request,
     RequestKind,
     Transcript,
@@ -99,6 +102,8 @@ class Steps:
         return BatchLoad(running=len(self.left))
 
     # what a Recognizer has besides
+
+    totals = EngineTotals(to_device_bytes=7)
 
     def warm(self, progress: object) -> None: ...
     def batch_key(self, request: Request) -> object:
@@ -240,6 +245,16 @@ def test_a_withdrawn_suspect_does_not_run(steps: Steps, desk: Desk) -> None:
     assert desk.answers == [(1, "x")]
 
 
+def test_steps_and_those_who_share_them_are_counted(desk: Desk) -> None:
+    for n, samples in enumerate((300, 100)):
+        desk.submit(n, samples=samples)
+    desk.run()
+    assert desk.steps.seen == [(0, 1), (0,), (0,)]
+    done = desk.queue.load().totals
+    assert (done.steps, done.step_requests) == (3, 4)
+    assert done.to_device_bytes == 7, "the recogniser's own count"
+
+
 def test_lockstep_takes_requests_of_one_key_up_to_the_limit() -> None:
     class Plain:
         max_batch = 2
@@ -344,8 +359,19 @@ def test_slots_are_bounded_and_free_again_when_one_leaves(batch: WhisperBatch) -
     assert not batch.admits(noise(4, 2.0))
     batch.leave(2)
     assert batch.admits(noise(4, 2.0))
-    before = batch.load()
     batch.join(4, noise(4, 4.1))
     assert batch.load().padding > 0
-    assert batch.load().heard_frames - before.heard_frames == 410
-    assert batch.load().gear_frames - before.gear_frames == 424  # the gear of 4.25 s, rounded down
+
+
+def test_use_of_gears_and_bytes_to_the_device_are_counted(recognizer: Recognizer) -> None:
+    before = recognizer.totals
+    recognizer.recognize([noise(1, 4.1), noise(2, 4.15)])
+    done = recognizer.totals
+    gear = Gear(424)  # 4.25 s, rounded down
+    old = {use.gear: use for use in before.gears}.get(gear, GearUse(gear))
+    new = {use.gear: use for use in done.gears}[gear]
+    assert (new.runs - old.runs, new.inputs - old.inputs) == (2, 2)
+    assert new.heard_frames - old.heard_frames == 410 + 415
+    assert new.gear_frames - old.gear_frames == 2 * 424
+    assert done.to_device_bytes > before.to_device_bytes
+    assert done.from_device_bytes > before.from_device_bytes

@@ -411,6 +411,22 @@ def test_stop_without_time_fails_what_is_open(kind: type[EngineHost]) -> None:
     run(scenario())
 
 
+@kinds_of_engine
+def test_what_was_done_is_counted(kind: type[EngineHost]) -> None:
+    async def scenario() -> None:
+        async with started(kind(config())) as engine:
+            for n in range(3):
+                await engine.recognize(ask(n))
+            await until(lambda: engine.load().totals.steps == 3)
+            done = engine.load().totals
+            assert done.step_requests == 3
+            assert [use.inputs for use in done.gears] == [3]
+            assert done.to_device_bytes == 3 * ask(0).segment.pcm.nbytes
+            assert done.from_device_bytes > 0
+
+    run(scenario())
+
+
 # ---- only a process can die --------------------------------------------------------------------
 
 
@@ -425,7 +441,7 @@ def test_a_promoted_request_survives_its_worker_and_an_eager_one_does_not() -> N
             kill(engine)
             assert isinstance(await outcome_of(eager), Superseded)
             assert (await promoted).is_final, "asked again, as the final that it is"
-            assert engine.load().restarts == 1
+            assert engine.load().totals.restarts == 1
 
     run(scenario())
 
@@ -447,7 +463,22 @@ def test_a_killed_worker_is_replaced_and_its_final_arrives_once() -> None:
             assert engine.ready
             assert engine.worker_pid != killed
             load = engine.load()
-            assert (load.restarts, load.queued_finals) == (1, 0)
+            assert (load.totals.restarts, load.queued_finals) == (1, 0)
+
+    run(scenario())
+
+
+def test_what_was_done_is_counted_over_workers() -> None:
+    async def scenario() -> None:
+        async with started(EngineHost(config())) as engine:
+            await engine.recognize(ask(1))
+            await until(lambda: engine.load().totals.steps == 1)
+            kill(engine)
+            await until(lambda: engine.load().totals.restarts == 1)
+            assert engine.load().totals.steps == 1
+            await engine.recognize(ask(2))
+            await until(lambda: engine.load().totals.steps == 2)
+            assert [use.inputs for use in engine.load().totals.gears] == [2]
 
     run(scenario())
 
@@ -464,7 +495,7 @@ def test_a_final_that_kills_workers_fails_and_its_neighbours_do_not() -> None:
             assert "twice with this request" in str(outcomes[2])
             assert [o.segment for o in outcomes if isinstance(o, Transcript)] == [0, 1, 3, 4, 5]
             await until(lambda: engine.ready)
-            assert engine.load().restarts == 2
+            assert engine.load().totals.restarts == 2
             assert (await engine.recognize(ask(10))).text == "one"
 
     run(scenario())
@@ -477,7 +508,7 @@ def test_a_hung_worker_is_replaced_and_its_final_arrives(tmp_path: Path) -> None
             hung = engine.worker_pid
             assert (await engine.recognize(ask(1, language="xx"))).segment == 1
             assert engine.worker_pid != hung
-            assert engine.load().restarts == 1
+            assert engine.load().totals.restarts == 1
 
     run(scenario())
 
@@ -507,7 +538,7 @@ def test_a_worker_that_cannot_come_back_is_tried_again(tmp_path: Path) -> None:
             kill(engine)
             await until(lambda: "cannot start" in engine.reason)
             assert (await engine.recognize(ask(1))).text == "one"
-            assert engine.load().restarts == 2
+            assert engine.load().totals.restarts == 2
 
     run(scenario())
 

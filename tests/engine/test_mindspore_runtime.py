@@ -23,7 +23,7 @@ from voiced.engine.errors import BackendFailed, BackendUnavailable, EngineError,
 from voiced.engine.loop import FinalsFirst, run_engine
 from voiced.engine.recognizer import load_backend
 from voiced.engine.scheduler import Job, Scheduler
-from voiced.engine.types import EngineConfig, EngineInfo, Request, Transcript
+from voiced.engine.types import EngineConfig, EngineInfo, EngineTotals, Request, Transcript
 
 PACKAGE = Path(runtime.__file__).parent
 OLD_PYTHON = ("runtime.py", "graph_server.py", "converter_job.py", "__init__.py")
@@ -298,6 +298,8 @@ class Forgetful:
     @property
     def info(self) -> EngineInfo:
         raise AssertionError
+
+    totals = EngineTotals()
 
     def warm(self, progress: Any) -> None: ...
 

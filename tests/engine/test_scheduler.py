@@ -233,13 +233,13 @@ def test_what_is_dropped_is_counted_by_kind_and_reason() -> None:
     scheduler.take(2, anything)
     scheduler.submit(make_job(5, segment=5))
     scheduler.evict(2, nothing)
-    assert scheduler.load(2).dropped == {
+    assert scheduler.load(2).totals.dropped == {
         "partial superseded": 1,
         "eager withdrawn": 1,
         "final deadline": 1,
         "partial made_room": 1,
     }
-    reasons = {name.split()[1] for name in scheduler.load(2).dropped}
+    reasons = {name.split()[1] for name in scheduler.load(2).totals.dropped}
     assert reasons == {*DROP_REASONS}
 
 

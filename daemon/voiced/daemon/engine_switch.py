@@ -14,6 +14,7 @@ from voiced.engine.types import (
     EngineConfig,
     EngineInfo,
     EngineLoad,
+    EngineTotals,
     Request,
     RequestKind,
     Transcript,
@@ -44,6 +45,9 @@ class EngineSwitch:
         self._make_host = make_host
         self._current = make_host(config)
         self._old: EngineHost | None = None
+        """Serves until it owes nothing more."""
+        self._past = EngineTotals()
+        """Of models that are gone."""
         self._seen: dict[int, None] = {}
         """Segments that were asked about and have no final yet, oldest first."""
         self._of_old: set[int] = set()
@@ -96,16 +100,8 @@ class EngineSwitch:
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered, by both models."""
-        load = self._current.load()
-        if self._old is None:
-            return load
-        old = self._old.load()
-        return EngineLoad(
-            queued_finals=load.queued_finals + old.queued_finals,
-            queued_partials=load.queued_partials + old.queued_partials,
-            oldest_final_age_s=max(load.oldest_final_age_s, old.oldest_final_age_s),
-            restarts=load.restarts + old.restarts,
-        )
+        load = self._current.load() + EngineLoad(totals=self._past)
+        return load if self._old is None else load + self._old.load()
 
     async def switch(self, config: EngineConfig) -> EngineInfo:
         """Build another worker beside the one that serves, try it, and let it take over.
@@ -148,8 +144,10 @@ class EngineSwitch:
         except TimeoutError:
             logger.warning("segments go over to the new model count=%d", len(self._of_old))
         self._of_old.clear()
-        self._old = None
-        await old.stop(drain_s=RETIRE_S)
+        try:
+            await old.stop(drain_s=RETIRE_S)
+        finally:
+            self._old, self._past = None, self._past + old.load().totals
         logger.info("old engine worker has ended")
 
     def _host_of(self, segment: int) -> EngineHost:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from voiced.engine.scheduler import DROP_REASONS
-from voiced.engine.types import EngineLoad, RequestKind
+from voiced.engine.types import EngineLoad, GearUse, RequestKind
 
 if TYPE_CHECKING:
     from voiced.daemon.disk_writer import StorageState, StorageStatus
     from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+FAILED_CODES = (
+    *("busy", "shutting_down", "deadline", "engine_dead", "backend_failed", "state_lost"),
+    *("no_gear", "too_long", "buffer", "superseded", "internal"),
+    *("spool_expired", "spool_damaged", "spool_given_up"),
+)
+"""Of `failed` messages. Each is 0 from the start: a series that begins at 1 has no increase, and
+an alert on its increase would not see the first failure."""
 
 _SEGMENT_BUCKETS_S = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20, 30, 60)
 _LATENCY_BUCKETS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
@@ -48,6 +58,7 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.client_errors.labels(code="slow_client")  # see FAILED_CODES
         self.connections_cut = Counter(
             "voiced_connections_cut",
             "TCP connections cut before their request, by reason",
@@ -101,6 +112,8 @@ class Metrics:
         self.failed = Counter(
             "voiced_failed", "Segments without a result, by code", ["code"], registry=registry
         )
+        for code in FAILED_CODES:
+            self.failed.labels(code=code)
         self.partials = Counter("voiced_partials", "Partial results", registry=registry)
         self.partials_dropped = Counter(
             "voiced_partials_dropped",
@@ -148,7 +161,7 @@ class Metrics:
         )
 
     def watch_engine(self, load: Callable[[], EngineLoad]) -> None:
-        """Add gauges of the engine's queue, read when `/metrics` is; call once."""
+        """Add gauges of the engine's queue and its totals, read when `/metrics` is; call once."""
         readers: dict[str, tuple[str, Callable[[], float]]] = {
             "voiced_engine_queued_finals": (
                 "Final requests waiting",
@@ -182,32 +195,10 @@ class Metrics:
                 "Part of the decoder's places that hold nothing",
                 lambda: load().batch.padding / max(1, load().batch.positions),
             ),
-            "voiced_engine_heard_seconds": (
-                "Sound encoded by this worker",
-                lambda: load().batch.heard_frames / 100,
-            ),
-            "voiced_engine_gear_seconds": (
-                "Length of the gears that it was encoded in; the difference is padding",
-                lambda: load().batch.gear_frames / 100,
-            ),
-            "voiced_engine_restarts": (
-                "Times the worker process was replaced",
-                lambda: load().restarts,
-            ),
         }
         for name, (text, read) in readers.items():
             Gauge(name, text, registry=self._registry).set_function(read)
-        dropped = Gauge(
-            "voiced_engine_dropped",
-            "Requests that this worker left unanswered, by kind and reason",
-            ["kind", "reason"],
-            registry=self._registry,
-        )
-        for kind in RequestKind:
-            for reason in DROP_REASONS:
-                dropped.labels(kind=kind.value, reason=reason).set_function(
-                    partial(_dropped, load, f"{kind.value} {reason}")
-                )
+        self._registry.register(_EngineTotals(load))
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when `/metrics` is; once per name."""
@@ -283,8 +274,62 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-def _dropped(load: Callable[[], EngineLoad], name: str) -> float:
-    return load().dropped.get(name, 0)
+class _EngineTotals(Collector):
+    """Counters that the engine keeps, over all its workers."""
+
+    def __init__(self, load: Callable[[], EngineLoad]) -> None:
+        self._load = load
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Read them once for all."""
+        totals = self._load().totals
+        for name, text, value in (
+            ("restarts", "Times the worker process was replaced", totals.restarts),
+            ("steps", "Steps of the running batch", totals.steps),
+            (
+                "step_requests",
+                "Requests that shared a step, summed; by steps: the mean size of a batch",
+                totals.step_requests,
+            ),
+            (
+                "to_device_bytes",
+                "Bytes copied from host arrays to the runtime",
+                totals.to_device_bytes,
+            ),
+            (
+                "from_device_bytes",
+                "Bytes copied from the runtime to host arrays",
+                totals.from_device_bytes,
+            ),
+        ):
+            yield CounterMetricFamily(f"voiced_engine_{name}", text, value=value)
+        for name, text, read in _OF_GEARS:
+            family = CounterMetricFamily(f"voiced_engine_{name}", text, labels=["gear"])
+            for use in totals.gears:
+                family.add_metric([f"{use.gear.batch}x{use.gear.frames}"], read(use))
+            yield family
+        dropped = CounterMetricFamily(
+            "voiced_engine_dropped",
+            "Requests that a worker left unanswered, by kind and reason",
+            labels=["kind", "reason"],
+        )
+        for kind in RequestKind:
+            for reason in DROP_REASONS:
+                count = totals.dropped.get(f"{kind.value} {reason}", 0)
+                dropped.add_metric([kind.value, reason], count)
+        yield dropped
+
+
+_OF_GEARS: tuple[tuple[str, str, Callable[[GearUse], float]], ...] = (
+    ("gear_runs", "Times the encoder ran in a gear (batch x frames of 10 ms)", lambda u: u.runs),
+    ("gear_inputs", "Utterances encoded in a gear", lambda u: u.inputs),
+    ("heard_seconds", "Sound encoded in a gear", lambda u: u.heard_frames / 100),
+    (
+        "gear_seconds",
+        "Length that was encoded for it; the difference is padding",
+        lambda u: u.gear_frames / 100,
+    ),
+)
 
 
 def _has_state(status: Callable[[], StorageStatus], state: StorageState) -> float:

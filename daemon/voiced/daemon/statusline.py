@@ -35,8 +35,8 @@ def status_line(
     else:
         parts.append("nothing waits")
     parts.append(f"engine not ready: {reason}" if reason else f"engine ready, {bundle}")
-    if load.restarts:
-        parts.append(f"{load.restarts} engine restarts")
+    if load.totals.restarts:
+        parts.append(f"{load.totals.restarts} engine restarts")
     if microphone is not None:
         state = microphone.state.value
         parts.append(f"microphone {state}" + (f": {microphone.code}" if microphone.code else ""))

@@ -123,5 +123,5 @@ class Lockstep:
         self._inside.clear()
 
     def load(self) -> BatchLoad:
-        """Say how full it is; a padded gear is not known here."""
+        """Say how full it is; how the decoder is padded is not known here."""
         return BatchLoad(running=len(self._inside))

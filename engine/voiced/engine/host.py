@@ -33,9 +33,11 @@ from voiced.engine.process import WorkerProcess
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals, retry_after_ms, too_late
 from voiced.engine.types import (
+    BatchLoad,
     EngineConfig,
     EngineInfo,
     EngineLoad,
+    EngineTotals,
     Request,
     RequestKind,
     Transcript,
@@ -222,8 +224,8 @@ class _OpenRequests:
         """Open finals, oldest first."""
         return [item for item in self._open.values() if item.job.is_final]
 
-    def load(self, restarts: int, running: EngineLoad) -> EngineLoad:
-        """Say how much is open, next to what the engine's side says of what runs."""
+    def load(self, batch: BatchLoad, totals: EngineTotals) -> EngineLoad:
+        """Say how much is open, next to what the engine's side says of what runs and was done."""
         now_ns = self._clock.monotonic_ns()
         accepted_ns: dict[RequestKind, list[int]] = {kind: [] for kind in RequestKind}
         for item in self._open.values():
@@ -238,9 +240,8 @@ class _OpenRequests:
             oldest_final_age_s=ages_s[RequestKind.FINAL],
             oldest_eager_age_s=ages_s[RequestKind.EAGER],
             oldest_partial_age_s=ages_s[RequestKind.PARTIAL],
-            batch=running.batch,
-            dropped=running.dropped,
-            restarts=restarts,
+            batch=batch,
+            totals=totals,
         )
 
     async def drain(self, drain_s: float) -> None:
@@ -278,7 +279,8 @@ class EngineHost:
         self._cleanup = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._restarts = 0
+        self._past = EngineTotals()
+        """Of the workers before this one."""
         self._heard = EngineLoad()
         """What the worker said last."""
         self._deaths_in_a_row = 0
@@ -363,7 +365,7 @@ class EngineHost:
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
-        return self._open.load(self._restarts, self._heard)
+        return self._open.load(self._heard.batch, self._past + self._heard.totals)
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End in order; see `Engine.stop`. A second call does nothing."""
@@ -507,7 +509,7 @@ class EngineHost:
                 self._is_resting = True
                 await asyncio.sleep(delay_s)
                 self._is_resting = False
-                self._restarts += 1
+                self._past += EngineTotals(restarts=1)
                 try:
                     await self._launch(lambda text: logger.info("engine worker: %s", text))
                 except (EngineError, OSError, ipc.IpcError) as error:
@@ -535,6 +537,7 @@ class EngineHost:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             await worker.end()
+        self._past += self._heard.totals
         self.rss_bytes, self._heard = 0, EngineLoad()
         for item in self._open:
             if item.in_worker:
@@ -675,7 +678,8 @@ class InProcessEngine:
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
-        return self._open.load(0, self._queue.load())
+        running = self._queue.load()
+        return self._open.load(running.batch, running.totals)
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """End in order; see `Engine.stop`. A call that hangs keeps its thread, not the process."""

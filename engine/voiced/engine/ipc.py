@@ -30,7 +30,7 @@ from voiced.engine.types import (
 
 T = TypeVar("T")
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_SEGMENT_SAMPLES = 600 * RATE_HZ
 """Longest segment that crosses: far above any gear, far below what would hurt."""
 MAX_MESSAGE_BYTES = 2 * MAX_SEGMENT_SAMPLES + 65_536

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voiced.audio.clock import Clock
-from voiced.engine.batch import Answer, Batch, Lockstep, batch_of
+from voiced.engine.batch import Answer, Lockstep, batch_of
 from voiced.engine.errors import BackendFailed, EngineError, StateLost
 from voiced.engine.recognizer import Recognizer
 from voiced.engine.scheduler import Dropped, Job, Scheduler
-from voiced.engine.types import BatchLoad, EngineLoad, Request
+from voiced.engine.types import BatchLoad, EngineLoad, EngineTotals, Request
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class FinalsFirst:
         self._stopping = False
         self._call: Running | None = None
         self._batch = BatchLoad()
+        self._totals = EngineTotals()
 
     @property
     def running(self) -> Running | None:
@@ -89,7 +90,7 @@ class FinalsFirst:
         """Say how much waits and runs, from any thread."""
         with self._changed:
             waiting = self._scheduler.load(self._clock.monotonic_ns())
-        return dataclasses.replace(waiting, batch=self.batch)
+        return dataclasses.replace(waiting, batch=self.batch, totals=waiting.totals + self._totals)
 
     def stop(self) -> None:
         """Let `take` end once nothing waits; from any thread or a signal handler."""
@@ -129,6 +130,10 @@ class FinalsFirst:
         self._call = Running(tuple(jobs), self._clock.monotonic_ns())
         self._batch = load
 
+    def end(self, totals: EngineTotals) -> None:
+        """Note what was done up to the end of an engine call, on the engine's thread."""
+        self._totals = totals
+
 
 def run_engine(
     recognizer: Recognizer,
@@ -137,7 +142,7 @@ def run_engine(
     clock: Clock,
 ) -> None:
     """Answer jobs on the calling thread until `queue.stop` was called and all are answered."""
-    driver = _Driver(batch_of(recognizer), queue, answer, clock)
+    driver = _Driver(recognizer, queue, answer, clock)
     while queue.wait(is_idle=driver.is_idle):
         driver.turn()
 
@@ -158,9 +163,15 @@ class _Driver:
     """
 
     def __init__(
-        self, batch: Batch, queue: FinalsFirst, answer: Callable[[int, Answer], None], clock: Clock
+        self,
+        recognizer: Recognizer,
+        queue: FinalsFirst,
+        answer: Callable[[int, Answer], None],
+        clock: Clock,
     ) -> None:
-        self._batch = batch
+        self._recognizer = recognizer
+        self._batch = batch_of(recognizer)
+        self._steps = self._step_requests = 0
         self._queue = queue
         self._answer = answer
         self._clock = clock
@@ -217,6 +228,13 @@ class _Driver:
             self._recover(error)
             return
         self._lost_state = False
+        self._steps += 1
+        self._step_requests += len(self._inside)
+        self._queue.end(
+            dataclasses.replace(
+                self._recognizer.totals, steps=self._steps, step_requests=self._step_requests
+            )
+        )
         for job_id, outcome in answered:
             inside = self._inside.pop(job_id)
             self._queue.finish(job_id)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from voiced.engine.backends.base import Backend
 from voiced.engine.errors import BackendUnavailable, BundleError, EngineError
-from voiced.engine.types import EngineConfig, EngineInfo, Request, Transcript
+from voiced.engine.types import EngineConfig, EngineInfo, EngineTotals, Request, Transcript
 
 
 class Recognizer(Protocol):
@@ -17,6 +17,11 @@ class Recognizer(Protocol):
     @property
     def info(self) -> EngineInfo:
         """What was loaded; `warm_ms` is 0 until `warm` ran."""
+        ...
+
+    @property
+    def totals(self) -> EngineTotals:
+        """Use of the gears since `warm`, and bytes that crossed to the device and back."""
         ...
 
     @property

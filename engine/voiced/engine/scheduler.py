@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError, Superseded
-from voiced.engine.types import EngineConfig, EngineLoad, Request, RequestKind
+from voiced.engine.types import EngineConfig, EngineLoad, EngineTotals, Request, RequestKind
 
 SIMILAR_AGE_NS = 500_000_000
 """Finals this close to the oldest in age take turns by stream; an older one is never passed by
@@ -298,7 +298,7 @@ class Scheduler:
         return sum(len(queue) for queue in self._queues.values())
 
     def load(self, now_ns: int) -> EngineLoad:
-        """Say how much waits; `restarts` is not known here and stays 0."""
+        """Say how much waits, and what was dropped; nothing else is known here."""
         ages_s = {
             kind: (now_ns - min((job.accepted_ns for job in queue.values()), default=now_ns)) / 1e9
             for kind, queue in self._queues.items()
@@ -310,7 +310,7 @@ class Scheduler:
             oldest_final_age_s=ages_s[RequestKind.FINAL],
             oldest_eager_age_s=ages_s[RequestKind.EAGER],
             oldest_partial_age_s=ages_s[RequestKind.PARTIAL],
-            dropped=dict(self._dropped),
+            totals=EngineTotals(dropped=dict(self._dropped)),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -98,10 +99,74 @@ class BatchLoad:
     """Places of the decoder that they take, where the model knows; padding included."""
     padding: int = 0
     """Those that hold nothing, because another request is longer."""
+
+    def __add__(self, other: BatchLoad) -> BatchLoad:
+        return BatchLoad(
+            self.running + other.running,
+            self.positions + other.positions,
+            self.padding + other.padding,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GearUse:
+    """What was encoded in one gear."""
+
+    gear: Gear
+    runs: int = 0
+    inputs: int = 0
+    """Utterances; below `runs * gear.batch` where places stayed empty."""
     heard_frames: int = 0
-    """Feature frames of sound encoded since the start."""
-    gear_frames: int = 0
-    """Feature frames of the gears that they were encoded in; the difference is waste."""
+    """Feature frames of sound."""
+
+    @property
+    def gear_frames(self) -> int:
+        """Feature frames that were computed; what is above `heard_frames` is padding."""
+        return self.runs * self.gear.batch * self.gear.frames
+
+    def __add__(self, other: GearUse) -> GearUse:
+        if other.gear != self.gear:
+            raise ValueError(f"uses of {self.gear} and {other.gear} make no sum")
+        return GearUse(
+            self.gear,
+            self.runs + other.runs,
+            self.inputs + other.inputs,
+            self.heard_frames + other.heard_frames,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTotals:
+    """What was done since the start. The sum over workers that followed each other only rises."""
+
+    steps: int = 0
+    """Pieces of work that the requests of a batch shared (`Batch.step`)."""
+    step_requests: int = 0
+    """Requests inside, summed over them: divided by `steps`, the mean size of a batch."""
+    gears: tuple[GearUse, ...] = ()
+    """Of the encoder, shortest first."""
+    to_device_bytes: int = 0
+    """Copied from host arrays to the runtime, see `backends.base.Traffic`; warming included."""
+    from_device_bytes: int = 0
+    """Copied back."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Requests that a living worker left unanswered, by `kind reason`, e.g. `partial deadline`."""
+    restarts: int = 0
+    """Workers that followed another one."""
+
+    def __add__(self, other: EngineTotals) -> EngineTotals:
+        gears = {use.gear: use for use in self.gears}
+        for use in other.gears:
+            gears[use.gear] = gears[use.gear] + use if use.gear in gears else use
+        return EngineTotals(
+            steps=self.steps + other.steps,
+            step_requests=self.step_requests + other.step_requests,
+            gears=tuple(gears[gear] for gear in sorted(gears)),
+            to_device_bytes=self.to_device_bytes + other.to_device_bytes,
+            from_device_bytes=self.from_device_bytes + other.from_device_bytes,
+            dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
+            restarts=self.restarts + other.restarts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +182,21 @@ class EngineLoad:
     oldest_partial_age_s: float = 0.0
     batch: BatchLoad = field(default_factory=BatchLoad)
     """What runs, as last heard from the worker."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Requests that this worker did not answer, by `kind reason`, e.g. `partial superseded`."""
-    restarts: int = 0
+    totals: EngineTotals = field(default_factory=EngineTotals)
+    """Likewise."""
+
+    def __add__(self, other: EngineLoad) -> EngineLoad:
+        """The load of two workers that run beside each other."""
+        return EngineLoad(
+            queued_finals=self.queued_finals + other.queued_finals,
+            queued_eager=self.queued_eager + other.queued_eager,
+            queued_partials=self.queued_partials + other.queued_partials,
+            oldest_final_age_s=max(self.oldest_final_age_s, other.oldest_final_age_s),
+            oldest_eager_age_s=max(self.oldest_eager_age_s, other.oldest_eager_age_s),
+            oldest_partial_age_s=max(self.oldest_partial_age_s, other.oldest_partial_age_s),
+            batch=self.batch + other.batch,
+            totals=self.totals + other.totals,
+        )
 
 
 @dataclass(frozen=True, slots=True)

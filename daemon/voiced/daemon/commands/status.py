@@ -102,7 +102,7 @@ def render(facts: dict[str, Any]) -> RenderableType:
         f"{facts['rss_bytes'] / 2**20:.0f} MiB\n",
         f"engine {state}  {engine['bundle']}\n",
         f"waiting: {engine['queued_finals']} finals, {engine['queued_partials']} partials, "
-        f"oldest {engine['oldest_final_age_s']:.1f} s; restarts {engine['restarts']}\n",
+        f"oldest {engine['oldest_final_age_s']:.1f} s; restarts {engine['totals']['restarts']}\n",
         f"{len(streams)} of {facts['max_streams']} streams",
     )
     if clients := facts.get("clients"):

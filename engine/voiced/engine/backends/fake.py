@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from voiced.audio.frames import RATE_HZ, samples_to_ms
+from voiced.engine.backends.base import Traffic
 from voiced.engine.errors import (
     BackendFailed,
     BackendUnavailable,
@@ -35,9 +36,11 @@ from voiced.engine.errors import (
     EngineError,
     NoGearError,
 )
+from voiced.engine.tally import GearTally
 from voiced.engine.types import (
     EngineConfig,
     EngineInfo,
+    EngineTotals,
     Gear,
     Request,
     RequestKind,
@@ -55,6 +58,8 @@ _GAP_SAMPLES = RATE_HZ // 10
 """Quieter stretches shorter than this do not end a burst."""
 _ENGLISH = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MANDARIN = "一二三四五六七八九十"
+_TOKEN_BYTES = 4
+"""What comes back from the device that there is not."""
 _STARTS = ("bundle_error", "raise", "exit", "hang")
 _TRIGGERS = ("exit_on", "hang_on", "fail_on", "raise_on")
 _OPTIONS = ("delay_ms", "max_segment_s", "start", "once", *_TRIGGERS)
@@ -73,6 +78,8 @@ class FakeRecognizer:
         self._delay_s = float(self._options.get("delay_ms", 0)) / 1000
         self._longest_s = float(self._options.get("max_segment_s", 28))
         self._warm_ms = 0.0
+        self._tally = GearTally()
+        self._crossed = Traffic()
         self._start()
 
     def _start(self) -> None:
@@ -110,6 +117,15 @@ class FakeRecognizer:
             load_ms=0.0,
             warm_ms=self._warm_ms,
             worker_pid=os.getpid(),
+        )
+
+    @property
+    def totals(self) -> EngineTotals:
+        """As if each segment were encoded in its gear, alone, and moved to a device."""
+        return EngineTotals(
+            gears=self._tally.uses,
+            to_device_bytes=self._crossed.to_device,
+            from_device_bytes=self._crossed.from_device,
         )
 
     @property
@@ -156,9 +172,11 @@ class FakeRecognizer:
 
     def _answer(self, request: Request) -> Transcript | EngineError:
         try:
-            self._gear(request)
+            gear = self._gear(request)
         except NoGearError as error:
             return error
+        self._tally.note(Gear(gear.frames), [round(request.segment.duration_s * 100)])
+        self._crossed += Traffic(to_device=request.segment.pcm.nbytes, from_device=_TOKEN_BYTES)
         segment, is_searched = request.segment, request.kind.is_searched
         language = segment.language or self._config.languages[0]
         bursts = bursts_of(segment.pcm)

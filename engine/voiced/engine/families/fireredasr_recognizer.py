@@ -24,10 +24,12 @@ from voiced.engine.families.fireredasr_search import FireRedHypothesis
 from voiced.engine.families.fireredasr_text import Writing, language_of
 from voiced.engine.families.fireredasr_words import TimedToken, timed_words
 from voiced.engine.split import split_quietly
+from voiced.engine.tally import GearTally
 from voiced.engine.text import load_policy
 from voiced.engine.types import (
     EngineConfig,
     EngineInfo,
+    EngineTotals,
     Gear,
     Request,
     RequestKind,
@@ -97,6 +99,7 @@ class FireRedRecognizer:
         longest = (self.model.gears.max_frames - 1) * HOP + WINDOW + HOP - 1
         self._max_samples = min(longest, info.max_s * RATE_HZ)
         self._refuse_samples = info.refuse_s * RATE_HZ
+        self._tally = GearTally()
         self._info = EngineInfo(
             bundle=bundle.id,
             backend=backend.name,
@@ -111,6 +114,16 @@ class FireRedRecognizer:
     def info(self) -> EngineInfo:
         """What was loaded."""
         return self._info
+
+    @property
+    def totals(self) -> EngineTotals:
+        """What was encoded, and what crossed to the device and back."""
+        moved = self.model.traffic
+        return EngineTotals(
+            gears=self._tally.uses,
+            to_device_bytes=moved.to_device,
+            from_device_bytes=moved.from_device,
+        )
 
     @property
     def max_batch(self) -> int:
@@ -228,6 +241,7 @@ class FireRedRecognizer:
             else:
                 found, steps = self._first_pass(loan, len(pieces)), [0] * len(pieces)
             decode_ms = _ms_since(begun)
+        self._tally.note(gear, [len(each) for each in features])
         moved = self.model.traffic - moved
         return [
             (

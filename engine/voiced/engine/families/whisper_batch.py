@@ -17,6 +17,7 @@ from voiced.engine.families.whisper_graphs import PROMPT
 from voiced.engine.families.whisper_model import Begun, Decoded, Utterance, WhisperModel
 from voiced.engine.slots import Rows, SlotDecoder
 from voiced.engine.split import split_quietly
+from voiced.engine.tally import GearTally
 from voiced.engine.types import BatchLoad, Gear, Request, Timings, Transcript
 
 Pcm = npt.NDArray[np.int16]
@@ -57,6 +58,7 @@ class WhisperBatch:
         beam_of: Chooses the width of a request's search.
         languages: Candidates where none is pinned.
         answer: Makes the transcript of what was decoded.
+        tally: Is told of every use of a gear.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class WhisperBatch:
         beam_of: Callable[[Request], int],
         languages: Sequence[str],
         answer: Callable[[Request, Sequence[Decoded], Timings], Transcript],
+        tally: GearTally,
     ) -> None:
         assert model.slots is not None
         self._model = model
@@ -80,7 +83,7 @@ class WhisperBatch:
         self._live: list[_Live] = []
         """By slot."""
         self._answered: list[tuple[int, Answer]] = []
-        self._heard_frames = self._gear_frames = 0
+        self._tally = tally
 
     def __len__(self) -> int:
         return len(self._work) + len(self._answered)
@@ -128,8 +131,7 @@ class WhisperBatch:
                 loan, utterance, beam=self._beam_of(work.request), configured=self._languages
             )
             times.append(time.perf_counter())
-        self._heard_frames += min(frames_needed(len(piece)), gear.frames)
-        self._gear_frames += gear.frames
+        self._tally.note(gear, [frames_needed(len(piece))])
         features_ms, prefill_ms, prompt_ms = np.diff(times) * 1000
         moved = self._model.traffic - moved
         work.spent = replace(
@@ -214,6 +216,4 @@ class WhisperBatch:
             running=len(self._work),
             positions=positions,
             padding=self._slots.padding if positions else 0,
-            heard_frames=self._heard_frames,
-            gear_frames=self._gear_frames,
         )

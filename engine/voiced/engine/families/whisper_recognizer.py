@@ -25,9 +25,11 @@ from voiced.engine.families.whisper import (
 from voiced.engine.families.whisper_batch import WhisperBatch
 from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
 from voiced.engine.split import split_quietly
+from voiced.engine.tally import GearTally
 from voiced.engine.types import (
     EngineConfig,
     EngineInfo,
+    EngineTotals,
     Gear,
     Request,
     RequestKind,
@@ -89,6 +91,7 @@ class WhisperRecognizer:
             )
         gears = self.model.gears
         self._max_samples = gears.max_frames * HOP
+        self._tally = GearTally()
         self._info = EngineInfo(
             bundle=bundle.id,
             backend=backend.name,
@@ -103,6 +106,16 @@ class WhisperRecognizer:
     def info(self) -> EngineInfo:
         """What was loaded."""
         return self._info
+
+    @property
+    def totals(self) -> EngineTotals:
+        """What was encoded, and what crossed to the device and back."""
+        moved = self.model.traffic
+        return EngineTotals(
+            gears=self._tally.uses,
+            to_device_bytes=moved.to_device,
+            from_device_bytes=moved.from_device,
+        )
 
     @property
     def max_batch(self) -> int:
@@ -178,6 +191,7 @@ class WhisperRecognizer:
             beam_of=self._beam_of,
             languages=self._languages,
             answer=self._transcript,
+            tally=self._tally,
         )
 
     def _batch(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
@@ -242,6 +256,7 @@ class WhisperRecognizer:
             ]
             found = self.model.decode(loan, utterances, beam=beam, configured=self._languages)
             decode_ms = _ms_since(begun)
+        self._tally.note(gear, [frames_needed(len(piece)) for piece in pieces])
         moved = self.model.traffic - moved
         return [
             (
