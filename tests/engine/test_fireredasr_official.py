@@ -32,6 +32,7 @@ from tests.engine.tiny_fireredasr import Tiny, features, weights
 
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.build.fireredasr_bundle import Form
+from voiced.engine.build.graph import Precision
 from voiced.engine.bundle import Bundle
 from voiced.engine.families.fireredasr_model import Decoded, FireRedModel
 from voiced.engine.types import Gear
@@ -80,6 +81,13 @@ def opened(folder: Path, tiny: Tiny) -> Opened:
 def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     tiny: Tiny = request.param
     return opened(build_bundle(tmp_path_factory.mktemp("models") / tiny.name, tiny), tiny)
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda tiny: tiny.name)
+def int8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    tiny: Tiny = request.param
+    folder = tmp_path_factory.mktemp("int8") / tiny.name
+    return opened(build_bundle(folder, tiny, Form(Precision.INT8)), tiny)
 
 
 @pytest.fixture(
@@ -174,11 +182,26 @@ def test_lengths_mixed_in_a_batch_find_what_each_finds_alone(host: Opened) -> No
             assert tokens == host.official(mixed[place], search)
 
 
+def test_who_shares_the_batch_changes_no_token_of_int8_graphs(int8: Opened) -> None:
+    """Rows are quantised one by one; quantised together, two texts of three are others."""
+    shuffled = np.random.RandomState(1).permutation(len(FRAMES)).tolist()
+    for search in SEARCHES[:3]:
+        for first in range(0, len(shuffled), 4):
+            mixed = shuffled[first : first + 4]
+            together = int8.decode(Gear(200, 4), mixed, search)
+            for index, found in zip(mixed, together, strict=True):
+                gear = int8.model.gears.pick(1, FRAMES[index])
+                (alone,) = int8.decode(gear, [index], search)
+                tokens = [[h.tokens for h in each.hypotheses] for each in (found, alone)]
+                assert tokens[0] == tokens[1], (index, search)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
 def test_a_dummy_row_beside_an_utterance_is_finite_and_changes_nothing(
-    tmp_path: Path,
+    tmp_path: Path, precision: Precision
 ) -> None:
     tiny = MODELS[3]
-    bundle = Bundle.open(build_bundle(tmp_path / tiny.name, tiny))
+    bundle = Bundle.open(build_bundle(tmp_path / tiny.name, tiny, Form(precision)))
     prefill = OrtBackend().load(bundle.path("prefill"), threads=1)
     dims, frames, places = tiny.dims, FRAMES[12], 30
 

@@ -69,14 +69,14 @@ def write_prefill(
     )
     x = encoded(g, features, mask, places, w, dims)
     for layer in range(dims.decoder_layers):
-        k, v = g.split(g.linear(x, *cross_projection(w, layer, dims)), 2)
+        k, v = g.split(g.row_linear(x, *cross_projection(w, layer, dims)), 2)
         k, v = (g.op("Reshape", each, g.ints(0, 0, heads, width)) for each in (k, v))
         turned = g.op("Transpose", k, perm=[0, 2, 3, 1])
         g.output(turned, f"cross_k_{layer}", F32, ["N", heads, width, "T"])
         turned = g.op("Transpose", v, perm=[0, 2, 1, 3])
         g.output(turned, f"cross_v_{layer}", F32, ["N", heads, "T", width])
     if dims.has_ctc:
-        ctc = g.op("LogSoftmax", g.linear(x, *w.linear("ctc.ctc_lo")), axis=-1)
+        ctc = g.op("LogSoftmax", g.row_linear(x, *w.linear("ctc.ctc_lo")), axis=-1)
         g.output(ctc, "ctc", F32, ["N", "T", dims.vocabulary])
     g.save(path)
 
@@ -132,7 +132,7 @@ def write_step(
         cross_v = g.input(f"cross_v_{layer}", F32, ["N", heads, "T", width])
 
         normed = g.layer_norm(x, *w.norm(f"{name}.self_attn_norm"))
-        q, k, v = g.split(g.linear(normed, *self_projection(w, layer, dims)), 3)
+        q, k, v = g.split(g.row_linear(normed, *self_projection(w, layer, dims)), 3)
         q = split_heads(q, [0, 2, 1, 3])
         g.output(split_heads(k, [0, 2, 3, 1]), f"new_k_{layer}", F32, ["N", heads, width, "B"])
         g.output(split_heads(v, [0, 2, 1, 3]), f"new_v_{layer}", F32, ["N", heads, "B", width])
@@ -148,13 +148,13 @@ def write_step(
             g.op("MatMul", from_past, past_v),
             g.op("MatMul", from_new, f"new_v_{layer}"),
         )
-        x = g.op("Add", x, g.linear(merge_heads(context), *w.linear(f"{name}.self_attn.fc")))
+        x = g.op("Add", x, g.row_linear(merge_heads(context), *w.linear(f"{name}.self_attn.fc")))
 
         normed = g.layer_norm(x, *w.norm(f"{name}.cross_attn_norm"))
-        q = split_heads(g.linear(normed, *cross_query(w, layer, dims)), [0, 2, 1, 3])
+        q = split_heads(g.row_linear(normed, *cross_query(w, layer, dims)), [0, 2, 1, 3])
         seen = g.op("Add", g.op("MatMul", q, cross_k), cross_mask)
         context = g.op("MatMul", g.op("Softmax", seen, axis=-1), cross_v)
-        x = g.op("Add", x, g.linear(merge_heads(context), *w.linear(f"{name}.cross_attn.fc")))
+        x = g.op("Add", x, g.row_linear(merge_heads(context), *w.linear(f"{name}.cross_attn.fc")))
         x = feed_forward(g, x, w, layer)
 
     x = g.layer_norm(x, *w.norm("decoder.layer_norm_out"))
@@ -179,7 +179,7 @@ def _choose(
     # the end token has a projection of its own, in float32
     others = np.zeros(dims.vocabulary, np.float32)
     others[dims.end] = MASKED
-    text = g.op("Add", g.linear(chosen, projection), g.constant(others))
+    text = g.op("Add", g.row_linear(chosen, projection), g.constant(others))
     end = g.op("Gather", "specials", rows, axis=1)  # [N, R, 1]
     # log-sum-exp over all tokens, shifted by the largest
     peak = g.op("Max", g.reduce("ReduceMax", text, -1), end)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voiced.engine.build.fireredasr_checkpoint import FireRedDims
-from voiced.engine.build.graph import Float, GraphBuilder
+from voiced.engine.build.graph import GELU_LEAST, SWISH_LEAST, Float, GraphBuilder
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
@@ -95,7 +95,7 @@ def _subsampled(g: GraphBuilder, features: str, w: Weights) -> str:
         x = g.op("Relu", g.op("Conv", x, kernel, bias, **sizes))
     weight, bias_out = w.linear(f"{front}.out")
     x = g.op("Transpose", x, perm=[0, 2, 1, 3])  # [N, T, channels, bands]
-    return g.linear(g.op("Reshape", x, g.ints(0, 0, len(weight))), weight, bias_out)
+    return g.row_linear(g.op("Reshape", x, g.ints(0, 0, len(weight))), weight, bias_out, least=0.0)
 
 
 def _swish(g: GraphBuilder, x: str) -> str:
@@ -104,9 +104,9 @@ def _swish(g: GraphBuilder, x: str) -> str:
 
 def _half_step(g: GraphBuilder, x: str, w: Weights, name: str) -> str:
     """x / 2 + (x + f(x)) / 2: the released block adds its input inside and halves both."""
-    hidden = g.linear(g.layer_norm(x, *w.norm(f"{name}.net.0")), *w.linear(f"{name}.net.1"))
+    hidden = g.row_linear(g.layer_norm(x, *w.norm(f"{name}.net.0")), *w.linear(f"{name}.net.1"))
     out, bias = w.linear(f"{name}.net.4")
-    return g.op("Add", x, g.linear(_swish(g, hidden), 0.5 * out, 0.5 * bias))
+    return g.op("Add", x, g.row_linear(_swish(g, hidden), 0.5 * out, 0.5 * bias, least=SWISH_LEAST))
 
 
 def _attended(
@@ -121,7 +121,7 @@ def _attended(
         weight = w.matrix(f"{name}.w_{letter}s")
         if letter == "q":
             weight = weight * scale
-        split = g.op("Reshape", g.linear(normed, weight), g.ints(0, 0, heads, width))
+        split = g.op("Reshape", g.row_linear(normed, weight), g.ints(0, 0, heads, width))
         return g.op("Transpose", split, perm=perm)
 
     def biased(letter: str) -> str:
@@ -132,7 +132,7 @@ def _attended(
     k = projected("k", [0, 2, 3, 1])  # [N, H, dk, T]
     v = projected("v", [0, 2, 1, 3])
     positions = g.op(
-        "Reshape", g.linear(places, w.matrix(f"{name}.linear_pos")), g.ints(0, heads, width)
+        "Reshape", g.row_linear(places, w.matrix(f"{name}.linear_pos")), g.ints(0, heads, width)
     )
     positions = g.op("Unsqueeze", g.op("Transpose", positions, perm=[1, 2, 0]), g.ints(0))
     scores = g.op(
@@ -143,7 +143,7 @@ def _attended(
     weights = g.op("Softmax", g.op("Add", scores, keys), axis=-1)
     context = g.op("Transpose", g.op("MatMul", weights, v), perm=[0, 2, 1, 3])
     merged = g.op("Reshape", context, g.ints(0, 0, dims.d_model))
-    return g.op("Add", x, g.linear(merged, w.matrix(f"{name}.fc")))
+    return g.op("Add", x, g.row_linear(merged, w.matrix(f"{name}.fc")))
 
 
 def _shifted(g: GraphBuilder, x: str) -> str:
@@ -170,7 +170,7 @@ def _convolved(
     """Convolution over time. What the release calls `batch_norm` is a layer norm."""
     wide = 2 * dims.d_model
     y = g.op("Mul", g.layer_norm(x, *w.norm(f"{name}.pre_layer_norm")), frames)
-    value, gate = g.split(g.linear(y, w.matrix(f"{name}.pointwise_conv1")), 2)
+    value, gate = g.split(g.row_linear(y, w.matrix(f"{name}.pointwise_conv1")), 2)
     y = g.op("Transpose", g.op("Mul", value, g.op("Sigmoid", gate)), perm=[0, 2, 1])
     y = g.op(
         "Conv",
@@ -184,7 +184,7 @@ def _convolved(
         pads=[dims.kernel // 2] * 2,
     )
     y = g.layer_norm(g.op("Transpose", y, perm=[0, 2, 1]), *w.norm(f"{name}.batch_norm"))
-    y = g.linear(_swish(g, y), w.matrix(f"{name}.pointwise_conv2"))
+    y = g.row_linear(_swish(g, y), w.matrix(f"{name}.pointwise_conv2"), least=SWISH_LEAST)
     return g.op("Add", x, g.op("Mul", y, frames))
 
 
@@ -216,8 +216,11 @@ def cross_query(w: Weights, layer: int, dims: FireRedDims) -> tuple[Float, Float
 def feed_forward(g: GraphBuilder, x: str, w: Weights, layer: int) -> str:
     """Pre-norm feed-forward block of a decoder layer with its residual."""
     name = f"decoder.layer_stack.{layer}"
-    hidden = g.linear(g.layer_norm(x, *w.norm(f"{name}.mlp_norm")), *w.linear(f"{name}.mlp.w_1"))
-    return g.op("Add", x, g.linear(g.gelu(hidden), *w.linear(f"{name}.mlp.w_2")))
+    hidden = g.row_linear(
+        g.layer_norm(x, *w.norm(f"{name}.mlp_norm")), *w.linear(f"{name}.mlp.w_1")
+    )
+    y = g.row_linear(g.gelu(hidden), *w.linear(f"{name}.mlp.w_2"), least=GELU_LEAST)
+    return g.op("Add", x, y)
 
 
 def embedded(g: GraphBuilder, tokens: str, positions: str, w: Weights, dims: FireRedDims) -> str:

@@ -20,6 +20,9 @@ Float = npt.NDArray[np.float32]
 RUNTIME_DOMAIN = "com.microsoft"
 """Operators that only ONNX Runtime has."""
 
+GELU_LEAST, SWISH_LEAST = -0.17, -0.2785
+"""No value of the function lies below: the minima are -0.16997 and -0.27846."""
+
 
 class Precision(StrEnum):
     """How weights of linear layers are stored and multiplied."""
@@ -28,7 +31,8 @@ class Precision(StrEnum):
     FP16 = "fp16"
     """Weights and activations; layer norms and whatever is built with `score` stay float32."""
     INT8 = "int8"
-    """Symmetric per output column, 7 bits and sign, activations uint8 per tensor at run time."""
+    """Symmetric per output column, 7 bits and sign; activations uint8 at run time, per tensor
+    (`linear`) or per row (`row_linear`)."""
     INT8_EXACT = "int8-exact"
     """As INT8 with the full 8 bits, stored unsigned: see `quantise_columns`."""
 
@@ -194,7 +198,7 @@ class GraphBuilder:
     def row_linear(
         self, x: str, weight: Float, bias: Float | None = None, *, least: float | None = None
     ) -> str:
-        """As `linear`, with every row of x float32[m, k] quantised by itself.
+        """As `linear`, with every row of x float32[..., k] quantised by itself.
 
         So no row's result depends on its neighbours, whoever shares the batch. Uses a fused
         operator of ONNX Runtime.

@@ -13,12 +13,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto
 
-from voiced.engine.build.graph import Float, GraphBuilder, Precision
+from voiced.engine.build.graph import GELU_LEAST, Float, GraphBuilder, Precision
 from voiced.engine.build.whisper_layers import Tensors, Weights, WhisperDims, scaled
 
 OPSET = 20  # the first with Gelu
-_GELU_LEAST = -0.17
-"""No GELU lies below: its minimum is -0.16997."""
 
 
 def step_graph(
@@ -136,7 +134,7 @@ def step_graph(
             g.layer_norm(x, *w.norm(f"{name}/ffn/layer_norm")), *w.linear(f"{name}/ffn/linear_0")
         )
         linear = w.linear(f"{name}/ffn/linear_1")
-        x = g.op("Add", x, g.row_linear(g.gelu(hidden), *linear, least=_GELU_LEAST))
+        x = g.op("Add", x, g.row_linear(g.gelu(hidden), *linear, least=GELU_LEAST))
 
     x = g.layer_norm(x, *w.norm("decoder/layer_norm"))
     _choose(g, x, embedding, text_ids, special_ids)
