@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,19 @@ def folder(tmp_path: Path) -> Path:
     ])  # fmt: skip
     journal.close()
     return tmp_path
+
+
+def test_damaged_entries_are_left_out_and_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(folder / FILE_NAME)) as database, database:
+        database.execute("UPDATE entries SET body = 'gone' WHERE seq = 1")
+        database.execute("UPDATE entries SET wall_ms = ? WHERE seq = 2", (1 << 62,))
+    assert journal_list(folder, ALL) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("?  car  2  开门\n")
+    assert len(said.out.splitlines()) == 4
+    assert said.err == f"voiced: {folder / FILE_NAME}: 1 entries are damaged and left out\n"
 
 
 def test_the_list_has_a_line_for_each(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import msgspec
@@ -153,6 +154,53 @@ def test_a_journal_that_cannot_be_read_is_a_refusal_with_the_reason(
             assert isinstance(refused, Refused)
             assert (refused.id, refused.code) == (3, "journal_unavailable")
             assert str(path) in refused.message
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "field",
+    ['"since_ms":{}', '"after":{{"epoch":"e1","seq":{}}}', '"until":{{"epoch":"e1","seq":{}}}'],
+)
+@pytest.mark.parametrize("number", [1 << 63, (1 << 64) - 1, -(1 << 63) - 1])
+def test_a_number_beyond_the_databases_is_refused_and_ends_nothing(
+    tmp_path: Path, field: str, number: int
+) -> None:
+    journal(tmp_path / "j.db")
+
+    async def run() -> None:
+        async with serving(tmp_path / "j.db") as (asker, _):
+            refused = await asker.ask(
+                b'{"type":"replay","v":1,"id":1,' + field.format(number).encode() + b"}"
+            )
+            assert isinstance(refused, Refused)
+            assert refused.code == "bad_message"
+            assert isinstance(await asker.ask(Replay(v=1, id=1)), Page)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"no JSON", "text, no bytes", 7, b'{"type":"ended"}', encode(final(2).message) + b"\xff"],
+)
+def test_an_entry_that_is_damaged_is_left_out_and_the_page_says_that_something_is_missing(
+    tmp_path: Path, body: object
+) -> None:
+    path = tmp_path / "j.db"
+    journal(path, count=4)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE entries SET body = ? WHERE seq IN (2, 3)", (body,))
+
+    async def run() -> None:
+        async with serving(path) as (asker, _):
+            page = await asker.ask(Replay(v=1, id=1, limit=1))
+            assert isinstance(page, Page)
+            assert ([each.seq for each in page.messages], page.more) == ([1], True)
+            page = await asker.ask(Replay(v=1, id=1, after=Position("e1", 1), limit=1))
+            assert isinstance(page, Page)
+            assert ([each.seq for each in page.messages], page.more) == ([4], False)
+            assert not page.complete
 
     asyncio.run(run())
 

@@ -189,6 +189,21 @@ def test_a_damaged_journal_is_moved_aside_and_a_new_one_begun(
     assert f"old={aside}" in caplog.text
 
 
+def test_a_schema_that_is_no_text_is_damage_too(tmp_path: Path) -> None:
+    """SQLite quotes it in its message, which Python then cannot read as UTF-8."""
+    with bench(tmp_path) as it:
+        it.do(final(1))
+    path = tmp_path / FILE_NAME
+    sound = path.read_bytes()
+    path.write_bytes(sound.replace(b"CREATE INDEX", b"\xff" * len("CREATE INDEX")))
+    assert path.read_bytes() != sound
+    with bench(tmp_path, "e2") as it:
+        it.do(final(1, epoch="e2"))
+        assert it.state is StorageState.OK
+        assert it.places() == [("e2", 1)]
+    assert len(list(tmp_path.glob(f"{FILE_NAME}.damaged-*[0-9]"))) == 1
+
+
 def test_damage_found_while_writing_costs_no_answer(tmp_path: Path) -> None:
     with bench(tmp_path) as it:
         it.do(*(final(seq, text="x" * 900) for seq in range(1, 60)))

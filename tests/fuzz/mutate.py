@@ -1,6 +1,6 @@
 """Makes inputs out of inputs, and keeps those that make a target answer in a new way.
 
-The answer (the type of the result, or the error with its numbers and quotations taken out) is the
+The answer (the result, or the error with its numbers and quotations taken out) is the
 only feedback: no instrumentation, so an input costs what the target costs. Seeded and repeatable.
 """
 
@@ -43,7 +43,8 @@ class Target:
 
     name: str
     run: Callable[[bytes], object]
-    """Parses, and checks what it promises; raises AssertionError when a promise is broken."""
+    """Parses, and checks what it promises; raises AssertionError when a promise is broken. What it
+    returns tells answers apart: a text by itself, anything else by its type."""
     seeds: tuple[bytes, ...]
     refuses: tuple[type[BaseException], ...]
     """What it may raise; anything else is a fault."""
@@ -89,7 +90,7 @@ def try_one(target: Target, data: bytes) -> Answer:
         return (type(error).__name__, _NOISE.sub("#", str(error)[:300])[:40])
     except (Exception, Hang) as error:
         raise Fault(target.name, data, error) from error
-    return ("taken", type(result).__name__)
+    return ("taken", result if isinstance(result, str) else type(result).__name__)
 
 
 def inputs(target: Target, known: Sequence[bytes], chance: random.Random) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from tests.fuzz import disk
 from tests.fuzz.mutate import Target
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHeaderValue
@@ -18,7 +19,7 @@ from voiced.audio.errors import MediaError
 from voiced.audio.frames import Encoding, Segment, StreamFormat
 from voiced.audio.intake import Intake
 from voiced.audio.sources.media import decode_file
-from voiced.daemon import config, curve, tokens, wire
+from voiced.daemon import config, curve, spool, tokens, wire
 from voiced.daemon.access import presented
 from voiced.daemon.bus import read_intent
 from voiced.daemon.config import ConfigError
@@ -26,6 +27,7 @@ from voiced.daemon.curve import AllowList, CurveServer, KeyPair
 from voiced.daemon.events import wanted_topics
 from voiced.daemon.exposure import is_local_endpoint
 from voiced.daemon.routes import is_allowed_origin
+from voiced.daemon.spool import Heard
 from voiced.daemon.stream_protocol import Audio, StreamProtocol, Violation
 from voiced.daemon.watched import Watched
 from voiced.engine import bundle, ipc
@@ -67,7 +69,7 @@ def talk(data: bytes) -> object:
         if isinstance(action, Audio):
             assert "Start" in said or "Resume" in said
         said.append(type(action).__name__)
-    return said
+    return " ".join(said[:6])
 
 
 def read_plugin(data: bytes) -> object:
@@ -111,7 +113,7 @@ def read_pcm(data: bytes) -> object:
     if frame := intake.finish():
         end = _check(frame.samples, frame.start_sample, end)
     assert end == intake.end_sample
-    return audio_format
+    return f"{audio_format} {end.bit_length()}"
 
 
 def _check(samples: Any, start: int, end: int) -> int:
@@ -146,7 +148,7 @@ def media_reader() -> Callable[[bytes], object]:
             samples += len(block)
             if samples > 16_000 * 600:
                 break  # a small file may hold hours of silence: the reader stops when it likes
-        return float(samples)
+        return f"{samples.bit_length()}"
 
     return read
 
@@ -363,6 +365,7 @@ def all_targets() -> dict[str, Target]:
         b"/v1/events?topics=final/,x\nAuthorization: Bearer vk_x\n"
         b"Sec-WebSocket-Protocol: voiced.v1, voiced.bearer.vk_x\nOrigin: http://[::1]:80"
     )
+    spooled = spool.encode(Heard(Segment(1, "desk", 0, np.zeros(8, np.int16), "en"), "e", 1, 1))
     weights = b"".join(
         (
             (6).to_bytes(4, "little"),
@@ -437,6 +440,30 @@ def all_targets() -> dict[str, Target]:
             (b"\nOrigin:", b"://", b"Bearer ", b"%"),
         ),
         Target("weights", read_weights, (weights,), (FetchError,)),
+        Target(
+            "replay",
+            disk.asker(),
+            (disk.ASKED, b'{"type":"replay","v":1,"id":0,"since_ms":1,"limit":9}'),
+            (wire.WireError,),
+            (*_fields(wire.Replay, wire.Position), disk.EPOCH.encode()),
+            weight=0.1,
+        ),
+        Target(
+            "journal_file",
+            disk.file_reader(),
+            (b"", b"\0\0\1x", b"\x20\2\4\0\0\0\0", b"\x12\0\2\2\2"),
+            disk.REFUSES,
+            weight=0.1,
+        ),
+        Target(
+            "journal_rows",
+            disk.row_reader(),
+            (b"", b"\0\0" + wire.encode(disk.final(1)), b"\xfe\4\1x", b"\2\2" + bytes(8)),
+            disk.REFUSES,
+            (b"\xfe", *(bytes((column, kind)) for column in range(9) for kind in range(5))),
+            weight=0.1,
+        ),
+        Target("spool", disk.read_spooled, (spooled,), (disk.JournalError,)),
     )
     return {target.name: target for target in found}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.fuzz.corpus_files import FOLDER, load
+from tests.fuzz.corpus_files import FOLDER, FOUND, load
 from tests.fuzz.mutate import Fault, Hang, Target, fuzz, inputs, try_one
 from tests.fuzz.targets import all_targets
 
@@ -25,6 +25,7 @@ def test_the_corpus_and_seeded_inputs_are_taken_or_refused_and_nothing_else(name
 
 def test_every_corpus_belongs_to_a_target() -> None:
     assert {path.stem for path in FOLDER.glob("*.txt")} == set(TARGETS)
+    assert {path.stem for path in FOUND.glob("*.txt")} <= set(TARGETS)
 
 
 def test_a_parser_that_breaks_or_hangs_is_found() -> None:

@@ -212,6 +212,23 @@ def test_a_journal_that_has_not_everything_leaves_the_loss_told(pair: Pair) -> N
         assert texts(take(subscriber, 3)) == ["two", Gap("epoch-1", 2, 4), "three"]
 
 
+def test_a_page_of_nothing_that_promises_more_ends_the_asking(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal that says so for ever would be asked for ever."""
+    monkeypatch.setattr(
+        pair.journal,
+        "_answer",
+        lambda request: wire.Page(id=request.id, messages=(), more=True, complete=False),
+    )
+    with pair.subscriber() as subscriber:
+        pair.final("one")
+        take(subscriber, 1)
+        pair.bus.skip(2)
+        pair.final("three")
+        assert texts(take(subscriber, 2)) == [Gap("epoch-1", 2, 3), "three"]
+
+
 def test_a_refusal_leaves_the_loss_told(pair: Pair) -> None:
     pair.journal.refuse = "journal_unavailable"
     with pair.subscriber() as subscriber:

@@ -155,7 +155,9 @@ def test_a_position_survives_and_is_private(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"epoch":1,"seq":2}', b"\xff" * 5_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"epoch":1,"seq":2}', b"\xff" * 5_000, b"[" * 5_000]
+)
 def test_a_position_that_cannot_be_read_is_none(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from voiced.audio.clock import Clock
 from voiced.daemon.errors import JournalDamaged, JournalError
 from voiced.daemon.journal import Journal, Record
-from voiced.daemon.journal_file import FILE_NAME, FolderLock, is_damage, set_aside
+from voiced.daemon.journal_file import FILE_NAME, FolderLock, set_aside
 from voiced.daemon.spool import FOLDER_NAME, Heard, Leftover, Spool
 
 logger = logging.getLogger(__name__)
@@ -136,6 +136,7 @@ class DiskWriter:
         try:
             self._open()
         except (JournalError, sqlite3.Error, OSError) as error:
+            self._is_damaged |= isinstance(error, JournalDamaged)
             self.degrade(_reason(error))
             return
         self._retry_s = self._options.first_retry_s
@@ -258,8 +259,8 @@ class DiskWriter:
         records = list(self._pending)
         try:
             self._journal.append(records, self._holes)
-        except sqlite3.Error as error:
-            self._is_damaged = is_damage(error)
+        except (JournalDamaged, sqlite3.Error) as error:
+            self._is_damaged = isinstance(error, JournalDamaged)
             self.degrade(_reason(error))
             return
         self._pending.clear()
@@ -280,8 +281,8 @@ class DiskWriter:
         before_ms = self._clock.wall_ms() - self._options.keep_ms
         try:
             deleted = self._journal.retain(before_ms=before_ms, max_bytes=self._options.max_bytes)
-        except sqlite3.Error as error:
-            self._is_damaged = is_damage(error)
+        except (JournalDamaged, sqlite3.Error) as error:
+            self._is_damaged = isinstance(error, JournalDamaged)
             self.degrade(_reason(error))
             return
         if deleted:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from voiced.daemon.errors import JournalDamaged
 from voiced.daemon.journal_file import (
     MODE,
     SCHEMA,
@@ -24,7 +23,7 @@ from voiced.daemon.journal_file import (
     connect,
     delete_until,
     fact,
-    is_damage,
+    naming_damage,
     purge,
     set_fact,
     transaction,
@@ -93,10 +92,11 @@ class Journal:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
         self._database = connect(path)
         try:
-            self._prepare("FULL" if survives_power_cut else "NORMAL")
-            self._numbers: dict[str, int] = {}
-            self.first_segment = self._begin(epoch, started_ms)
-            """Segment ids from here on have never been used."""
+            with naming_damage(path):
+                self._prepare("FULL" if survives_power_cut else "NORMAL")
+                self._numbers: dict[str, int] = {}
+                self.first_segment = self._begin(epoch, started_ms)
+                """Segment ids from here on have never been used."""
         except BaseException:
             self.close()
             raise
@@ -109,10 +109,11 @@ class Journal:
             holes: Places on the bus of last words that were published and are lost.
 
         Raises:
+            JournalDamaged: The file is broken.
             sqlite3.Error: The disk does not let us.
         """
         highest = 0
-        with self._transaction():
+        with naming_damage(self._path), self._transaction():
             for record in records:
                 epoch, seq = record.place
                 message = record.message
@@ -136,12 +137,18 @@ class Journal:
             self._reserve(highest)
 
     def has(self, origin: str, segment: int) -> bool:
-        """Tell whether a segment was answered."""
-        row = self._database.execute(
-            "SELECT 1 FROM entries JOIN epochs ON entries.origin = epochs.number"
-            " WHERE epochs.epoch = ? AND segment = ?",
-            (origin, segment),
-        ).fetchone()
+        """Tell whether a segment was answered.
+
+        Raises:
+            JournalDamaged: The file is broken.
+            sqlite3.Error: The disk does not let us.
+        """
+        with naming_damage(self._path):
+            row = self._database.execute(
+                "SELECT 1 FROM entries JOIN epochs ON entries.origin = epochs.number"
+                " WHERE epochs.epoch = ? AND segment = ?",
+                (origin, segment),
+            ).fetchone()
         return row is not None
 
     def retain(self, *, before_ms: int, max_bytes: int) -> int:
@@ -151,8 +158,13 @@ class Journal:
         with what was written after it. Returns the number of entries deleted.
 
         Raises:
+            JournalDamaged: The file is broken.
             sqlite3.Error: The disk does not let us.
         """
+        with naming_damage(self._path):
+            return self._retain(before_ms, max_bytes)
+
+    def _retain(self, before_ms: int, max_bytes: int) -> int:
         deleted = purge(self._database, before_ms=before_ms)
         while self._live_bytes() > max_bytes:
             (count,) = self._database.execute("SELECT count(*) FROM entries").fetchone()
@@ -175,20 +187,15 @@ class Journal:
 
     def _prepare(self, synchronous: str) -> None:
         database = self._database
-        try:
-            check(database, self._path)
-            if not database.execute("PRAGMA auto_vacuum").fetchone()[0]:
-                database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
-            database.execute("PRAGMA journal_mode = WAL").fetchone()
-            database.execute(f"PRAGMA synchronous = {synchronous}")
-            database.execute("PRAGMA secure_delete = ON").fetchone()
-            database.execute("PRAGMA journal_size_limit = 4194304").fetchone()
-            database.executescript(TABLES)
-            database.execute(f"PRAGMA user_version = {SCHEMA}")
-        except sqlite3.DatabaseError as error:
-            if is_damage(error):
-                raise JournalDamaged(self._path, str(error)) from error
-            raise
+        check(database, self._path)
+        if not database.execute("PRAGMA auto_vacuum").fetchone()[0]:
+            database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
+        database.execute("PRAGMA journal_mode = WAL").fetchone()
+        database.execute(f"PRAGMA synchronous = {synchronous}")
+        database.execute("PRAGMA secure_delete = ON").fetchone()
+        database.execute("PRAGMA journal_size_limit = 4194304").fetchone()
+        database.executescript(TABLES)
+        database.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _begin(self, epoch: str, started_ms: int) -> int:
         with self._transaction():

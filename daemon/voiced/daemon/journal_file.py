@@ -100,10 +100,22 @@ def purge(database: sqlite3.Connection, *, before_ms: int | None) -> int:
     return 0 if row is None else delete_until(database, *row)
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Tell a broken file from a disk that is full, read-only or busy."""
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+@contextlib.contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Tell a broken file from a disk that is full, read-only or busy.
+
+    Raises:
+        JournalDamaged: The body found the file to be broken.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise JournalDamaged(path, str(error)) from error
+        raise
+    except (UnicodeDecodeError, OverflowError) as error:  # of a schema that is quoted; of a number
+        raise JournalDamaged(path, str(error)) from error
 
 
 def set_aside(path: Path, *, wall_ms: int) -> Path:
@@ -175,7 +187,9 @@ def delete_until(database: sqlite3.Connection, epoch: int, seq: int) -> int:
 
 
 def fact(database: sqlite3.Connection, key: str) -> int:
-    row = database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+    row = database.execute(
+        "SELECT CAST(value AS INTEGER) FROM facts WHERE key = ?", (key,)
+    ).fetchone()
     return 0 if row is None else int(row[0])
 
 

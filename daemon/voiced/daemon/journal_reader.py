@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from voiced.daemon.errors import JournalDamaged, JournalMissing, JournalUnusable
-from voiced.daemon.journal_file import SCHEMA, connect, fact, is_damage, purge
+from voiced.daemon.errors import JournalMissing, JournalUnusable
+from voiced.daemon.journal_file import SCHEMA, connect, fact, naming_damage, purge
+from voiced.daemon.wire import LastWord, WireError, decode_last_word
 
 _PAGE_BYTES = 1 << 20
 """Bodies read at once."""
@@ -23,6 +24,8 @@ class Entry:
     wall_ms: int
     body: bytes
     """JSON, as it was on the bus."""
+    message: LastWord
+    """What it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Batch:
     more: bool
     is_complete: bool
     """False: something in the range was published and is not (any more) in the journal."""
+    damaged: int
+    """Entries in the range that cannot be read and are left out."""
 
 
 class JournalReader:
@@ -48,16 +53,13 @@ class JournalReader:
         """
         if not path.is_file():
             raise JournalMissing(path)
+        self._path = path
         self._database = connect(path, read_only=True)
         try:
-            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            with naming_damage(path):
+                version = self._database.execute("PRAGMA user_version").fetchone()[0]
             if version != SCHEMA:
                 raise JournalUnusable(path, version, SCHEMA)
-        except sqlite3.DatabaseError as error:
-            self.close()
-            if is_damage(error):
-                raise JournalDamaged(path, str(error)) from error
-            raise
         except BaseException:
             self.close()
             raise
@@ -89,8 +91,21 @@ class JournalReader:
             limit: Most entries.
 
         Raises:
+            JournalDamaged: The file is broken.
             sqlite3.Error: The file cannot be read.
         """
+        with naming_damage(self._path):
+            return self._read(after, until, since_ms, before_ms, stream, limit)
+
+    def _read(
+        self,
+        after: tuple[str, int] | None,
+        until: tuple[str, int] | None,
+        since_ms: int | None,
+        before_ms: int | None,
+        stream: str | None,
+        limit: int,
+    ) -> Batch:
         start, is_complete = self._start(after, since_ms)
         where, values = ["(entries.epoch, seq) > (?, ?)"], [*start]
         end = None if until is None else self._end(until)
@@ -107,18 +122,23 @@ class JournalReader:
         rows = self._database.execute(
             "SELECT epochs.epoch, seq, wall_ms, body FROM entries"
             " JOIN epochs ON entries.epoch = epochs.number"
-            f" WHERE {' AND '.join(where)} ORDER BY entries.epoch, seq LIMIT ?",
-            (*parameters, limit + 1),
+            f" WHERE {' AND '.join(where)} ORDER BY entries.epoch, seq",
+            parameters,
         )
         entries: list[Entry] = []
-        size, more = 0, False
+        size, damaged, more = 0, 0, False
         for row in rows:
-            size += len(row[3])
+            entry = _entry_of(row)
+            if entry is None:
+                damaged += 1
+                continue
+            size += len(entry.body)
             if len(entries) == limit or (entries and size > _PAGE_BYTES):
                 more = True
                 break
-            entries.append(Entry(*row))
-        return Batch(tuple(entries), more, is_complete and not self._has_hole(start, end))
+            entries.append(entry)
+        is_complete = is_complete and not damaged and not self._has_hole(start, end)
+        return Batch(tuple(entries), more, is_complete, damaged)
 
     def close(self) -> None:
         """Give the file back."""
@@ -128,7 +148,8 @@ class JournalReader:
         """The place before the first entry wanted, and whether nothing behind it was deleted."""
         if since_ms is not None:
             row = self._database.execute(
-                "SELECT epoch, seq FROM entries WHERE wall_ms >= ? ORDER BY epoch, seq LIMIT 1",
+                "SELECT CAST(epoch AS INTEGER), CAST(seq AS INTEGER) FROM entries"
+                " WHERE wall_ms >= ? ORDER BY epoch, seq LIMIT 1",
                 (since_ms,),
             ).fetchone()
             last = self._database.execute("SELECT max(number) FROM epochs").fetchone()[0] or 0
@@ -165,6 +186,16 @@ class JournalReader:
         return self._database.execute(f"{sql} LIMIT 1", values).fetchone() is not None
 
 
+def _entry_of(row: tuple[object, ...]) -> Entry | None:
+    """Return what a row holds; None where it is not what was written: SQLite checks no type."""
+    match row:
+        case (str(epoch), int(seq), int(wall_ms), bytes(body)):
+            with contextlib.suppress(WireError, UnicodeDecodeError):
+                body.decode()  # the codec takes any bytes for the name of an unknown field
+                return Entry(epoch, seq, wall_ms, body, decode_last_word(body))
+    return None
+
+
 def purge_file(path: Path, *, before_ms: int | None) -> int:
     """Delete entries from a file that a daemon may be writing, and the space they took.
 
@@ -173,12 +204,9 @@ def purge_file(path: Path, *, before_ms: int | None) -> int:
         sqlite3.Error: The disk does not let us.
     """
     JournalReader(path).close()
-    database = connect(path)
-    try:
+    with naming_damage(path), contextlib.closing(connect(path)) as database:
         database.execute("PRAGMA secure_delete = ON").fetchone()
         deleted = purge(database, before_ms=before_ms)
         database.execute("VACUUM")
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    finally:
-        database.close()
     return deleted

@@ -288,11 +288,17 @@ ServerMessage = (
 # ---- replay: a subscriber asks, the daemon answers out of its journal --------------------------
 
 
+LastWord = Final | Failed
+
+_MAX_STORED = (1 << 63) - 1
+"""Largest number that the journal's database knows; JSON has larger ones."""
+
+
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A place on the bus: that of the message with these numbers."""
 
     epoch: str
-    seq: Annotated[int, msgspec.Meta(ge=0)]
+    seq: Annotated[int, msgspec.Meta(ge=0, le=_MAX_STORED)]
 
 
 class Replay(
@@ -308,7 +314,7 @@ class Replay(
     """The last message that the asker has."""
     until: Position | None = None
     """The last message of interest; absent: whatever is there."""
-    since_ms: int | None = None
+    since_ms: Annotated[int, msgspec.Meta(ge=-_MAX_STORED, le=_MAX_STORED)] | None = None
     """Unix time, instead of `after`."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 200
 
@@ -320,7 +326,7 @@ class Page(
 
     v: int = msgspec.field(default_factory=lambda: VERSION)
     id: int
-    messages: tuple[Final | Failed, ...]
+    messages: tuple[LastWord, ...]
     more: bool
     """Ask again, `after` the last of these."""
     complete: bool
@@ -345,6 +351,7 @@ _SHOWN_CHARS = 200
 _encoder = msgspec.json.Encoder()
 _client_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 _server_decoder: msgspec.json.Decoder[ServerMessage] = msgspec.json.Decoder(ServerMessage)
+_last_word_decoder: msgspec.json.Decoder[LastWord] = msgspec.json.Decoder(LastWord)
 _replay_decoder: msgspec.json.Decoder[Replay] = msgspec.json.Decoder(Replay)
 _answer_decoder: msgspec.json.Decoder[ReplayAnswer] = msgspec.json.Decoder(ReplayAnswer)
 
@@ -386,6 +393,18 @@ def decode_server(data: bytes | str) -> ServerMessage:
     """
     try:
         return _server_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise WireError(_shown(error)) from error
+
+
+def decode_last_word(data: bytes) -> LastWord:
+    """Read what a journal has kept.
+
+    Raises:
+        WireError: Not a `final` or `failed`.
+    """
+    try:
+        return _last_word_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise WireError(_shown(error)) from error
 

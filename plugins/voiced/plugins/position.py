@@ -43,7 +43,7 @@ class PositionFile:
                 return msgspec.json.decode(file.read(_MAX_BYTES), type=wire.Position)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             logger.warning("position is lost, starting now path=%s: %s", self._path, error)
             return None
 

@@ -154,7 +154,7 @@ class ReplayClient:
     def _take(self, answer: wire.ReplayAnswer) -> wire.ReplayAnswer:
         self._is_expected = True
         assert self._span is not None
-        if isinstance(answer, wire.Refused) or not answer.more:
+        if isinstance(answer, wire.Refused) or not answer.more or not answer.messages:
             self._span = None
             return answer
         last = answer.messages[-1]

@@ -27,7 +27,7 @@ from voiced.daemon.journal_file import FILE_NAME, FolderLock
 from voiced.daemon.journal_reader import Entry, JournalReader, purge_file
 from voiced.daemon.persistence import folder_of
 from voiced.daemon.spool import FOLDER_NAME
-from voiced.daemon.wire import Final, ServerMessage, decode_server
+from voiced.daemon.wire import Final, LastWord
 
 EXIT_OK, EXIT_USAGE = 0, 2
 _COLUMNS = ("time", "stream", "segment", "type", "start_ms", "end_ms", "language", "confidence",
@@ -64,9 +64,8 @@ def journal_list(folder: Path | None, selection: Selection, *, last: int | None 
     """
     entries: Iterable[Entry] = read(journal_path(folder), selection)
     for entry in entries if last is None else deque(entries, maxlen=last):
-        message = decode_server(entry.body)
-        segment = getattr(message, "segment", 0)
-        print(f"{_time(entry.wall_ms)}  {message.stream}  {segment}  {_said(message)}")
+        message = entry.message
+        print(f"{_time(entry.wall_ms)}  {message.stream}  {message.segment}  {_said(message)}")
     return EXIT_OK
 
 
@@ -82,7 +81,7 @@ def journal_export(
     entries = read(journal_path(folder), selection)
     if output_format == "srt":
         found = list(entries)
-        if len(streams := {decode_server(each.body).stream for each in found}) > 1:
+        if len(streams := {each.message.stream for each in found}) > 1:
             names = ", ".join(sorted(streams))
             print(f"voiced: subtitles are of one stream; choose with --stream: {names}",
                   file=sys.stderr)  # fmt: skip
@@ -134,7 +133,7 @@ def read(path: Path, selection: Selection) -> Iterator[Entry]:
         JournalError: There is no journal, or it cannot be read.
     """
     with _named(path), JournalReader(path) as reader:
-        after, since = None, selection.since_ms
+        after, since, damaged = None, selection.since_ms, 0
         while True:
             batch = reader.read(
                 after=after,
@@ -144,7 +143,13 @@ def read(path: Path, selection: Selection) -> Iterator[Entry]:
                 limit=1_000,
             )
             yield from batch.entries
+            damaged += batch.damaged
             if not batch.more:
+                if damaged:
+                    print(
+                        f"voiced: {path}: {damaged} entries are damaged and left out",
+                        file=sys.stderr,
+                    )
                 return
             after, since = (batch.entries[-1].epoch, batch.entries[-1].seq), None
 
@@ -162,7 +167,7 @@ def cues(entries: Iterable[Entry]) -> Iterator[Cue]:
     """Turn one stream's finals into subtitles; times count from the first of them, by the clock."""
     first_s: float | None = None
     for entry in entries:
-        message = decode_server(entry.body)
+        message = entry.message
         if isinstance(message, Final) and message.text:
             end_s = (entry.wall_ms - message.latency_ms) / 1000
             start_s = end_s - (message.end_ms - message.start_ms) / 1000
@@ -184,9 +189,9 @@ def _clear_spool(folder: Path) -> None:
     print(f"audio of {len(files)} segments deleted")
 
 
-def _said(message: ServerMessage) -> str:
+def _said(message: LastWord) -> str:
     if not isinstance(message, Final):
-        return f"({getattr(message, 'code', '?')})"
+        return f"({message.code})"
     mark = " (recovered)" if message.recovered else ""
     if message.withheld:
         return f"(not kept){mark}"
@@ -194,7 +199,11 @@ def _said(message: ServerMessage) -> str:
 
 
 def _time(wall_ms: int) -> str:
-    return datetime.fromtimestamp(wall_ms / 1000).astimezone().isoformat(timespec="milliseconds")
+    try:
+        when = datetime.fromtimestamp(wall_ms / 1000).astimezone()
+    except (ValueError, OverflowError, OSError):  # no time of this calendar: a damaged entry
+        return "?"
+    return when.isoformat(timespec="milliseconds")
 
 
 @contextlib.contextmanager
