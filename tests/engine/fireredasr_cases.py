@@ -25,6 +25,7 @@ MODELS = (
     Tiny(2, 2, end_bias=5.0),
     Tiny(5, 2, end_bias=0.0),
     Tiny(7, 2, end_bias=8.0),
+    Tiny(6, 2, end_bias=8.0, pad_bias=8.0),
 )
 
 FRAMES = (

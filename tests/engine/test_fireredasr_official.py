@@ -92,8 +92,8 @@ def int8(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(
     scope="module",
-    params=((MODELS[0], False), (MODELS[5], True)),
-    ids=("a cache per layer", "stacked caches"),
+    params=((MODELS[0], False), (MODELS[5], True), (MODELS[6], False)),
+    ids=("a cache per layer", "stacked caches", "pads"),
 )
 def resident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
     tiny, stacked = request.param
@@ -103,7 +103,8 @@ def resident(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_the_stored_answers_are_no_empty_test() -> None:
-    """Texts of many lengths and tokens, empty ones, ended ones and ones cut at their limit."""
+    """Texts of many lengths and tokens, empty ones, ended ones, ones cut at their limit, ones with
+    `<pad>` in them."""
     best = [
         (utterance["frames"], utterance["searches"][SEARCHES[1].name]["tokens"][0])
         for golden in stored_goldens().values()
@@ -116,6 +117,7 @@ def test_the_stored_answers_are_no_empty_test() -> None:
     assert sum(not tokens for _, tokens in best) >= 5
     assert sum(len(tokens) == -(-frames // 4) for frames, tokens in best) >= 20
     assert sum(0 < len(tokens) < -(-frames // 4) for frames, tokens in best) >= 40
+    assert sum(MODELS[0].dims.pad in tokens[:-1] for _, tokens in best) >= 10
 
 
 def test_every_search_of_every_utterance_finds_the_official_tokens(host: Opened) -> None:

@@ -202,7 +202,7 @@ def test_cells_lie_where_they_would_lie_alone(joins: list[int], lag: int) -> Non
         for slot, value in enumerate(values):
             keys[slot, 0, 0, : rows[slot]] = value
         new = {"new_k_0": keys, "new_v_0": keys.swapaxes(2, 3)}
-        which.write(new, np.eye(most, dtype=np.bool_), rows)
+        which.write(new, np.eye(most, dtype=np.bool_)[None].repeat(len(rows), 0), rows)
         which.follow(np.zeros((len(rows), most), np.int64))
 
     both, single, prompt = cache(), cache(), cache()

@@ -48,6 +48,8 @@ class Tiny:
     layers: int = 2
     end_bias: float = 0.0
     """Added to the end token's logit, about: the higher, the shorter the texts."""
+    pad_bias: float = 0.0
+    """The same of `<pad>`, which else is never written."""
     more_tokens: int = 0
     """Tokens beyond `TOKENS`."""
 
@@ -110,7 +112,8 @@ def weights(tiny: Tiny) -> OrderedDict[str, np.ndarray]:
             state[name] = state["decoder.tgt_word_emb.weight"]  # tied, stored once
         elif name == "decoder.tgt_word_emb.weight":
             table = uniform(random, shape, EMBEDDING / d**0.5)
-            table[dims.pad] = 0  # its `padding_idx`
+            if not tiny.pad_bias:
+                table[dims.pad] = 0  # its `padding_idx`
             state[name] = table
         elif len(shape) == 1 and name.endswith("weight"):  # a norm
             centre = FINAL_NORM if name == "decoder.layer_norm_out.weight" else 1.0
@@ -122,8 +125,10 @@ def weights(tiny: Tiny) -> OrderedDict[str, np.ndarray]:
         else:
             gain = next((g for part, g in GAINS.items() if re.match(part, name)), 1.5)
             state[name] = uniform(random, shape, gain / float(np.prod(shape[1:])) ** 0.5)
-    end = state["decoder.tgt_word_emb.weight"][dims.end]
-    state["decoder.layer_norm_out.bias"] += tiny.end_bias * end / float(end @ end)
+    for token, bias in ((dims.end, tiny.end_bias), (dims.pad, tiny.pad_bias)):
+        if bias:
+            row = state["decoder.tgt_word_emb.weight"][token]
+            state["decoder.layer_norm_out.bias"] += bias * row / float(row @ row)
     return state
 
 

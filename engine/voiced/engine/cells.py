@@ -31,6 +31,20 @@ class DecoderShape:
     specials: int
     packed: bool = False
     """The graph computes live rows only (`build/whisper_step.py`), and takes `cross_mask`."""
+    unseen: int = -1
+    """A token that no row sees, not even its own; -1 for none."""
+
+    def seen(self, tokens: npt.NDArray[np.int32], *, causal: bool) -> Bool:
+        """Which tokens of one step each row sees and descends from, bool[n, B, B].
+
+        Args:
+            tokens: int32[n, B].
+            causal: The B tokens follow each other; otherwise they are alternatives.
+        """
+        count = tokens.shape[1]
+        own = np.tri(count, dtype=np.bool_) if causal else np.eye(count, dtype=np.bool_)
+        seen: Bool = own & (tokens != self.unseen)[:, None]
+        return seen
 
     @property
     def cell_floats(self) -> int:
@@ -114,7 +128,7 @@ class CellCache:
 
         Args:
             new: `new_k_<layer>` float32[n, H, dk, B] and `new_v_<layer>` [n, H, B, dk].
-            own: bool[B, B], which of the new cells each row descends from.
+            own: bool[n, B, B], which of the new cells each row descends from.
             rows: How many of the B rows each utterance has, its first.
         """
         whole = len({*self.used}) == 1 and len({*rows}) == 1
@@ -126,7 +140,7 @@ class CellCache:
                 key, value = new[f"new_k_{layer}"], new[f"new_v_{layer}"]
                 self._view(f"k_{layer}")[at, ..., place] = key[at, ..., :count]
                 self._view(f"v_{layer}")[at, :, place] = value[at, :, :count]
-            self.ancestors[at, :count, place] = own[:count, :count]
+            self.ancestors[at, :count, place] = own[at, :count, :count]
         self.used = [used + count for used, count in zip(self.used, rows, strict=True)]
 
     def follow(self, parents: npt.ArrayLike) -> None:

@@ -182,6 +182,7 @@ class StepDecoder:
         max_batch: int,
         max_rows: int,
     ) -> None:
+        self._shape = shape
         self._graph = StepGraph(session, shape, max_batch=max_batch, max_rows=max_rows)
         self.cells = CellCache(shape, cells, max_batch=max_batch)
         self.cross: Mapping[str, Float] = {}
@@ -218,7 +219,6 @@ class StepDecoder:
         ids = np.asarray(tokens, np.int32)
         count = ids.shape[1]
         self.cells.make_room([count] * len(ids))
-        own = np.tri(count, dtype=np.bool_) if causal else np.eye(count, dtype=np.bool_)
         result = self._graph.run(
             ids,
             positions,
@@ -226,7 +226,7 @@ class StepDecoder:
             asked=np.asarray(rows, np.int32),
             scores=scores,
             top=top,
-            own=own,
+            own=self._shape.seen(ids, causal=causal),
             rows=[count] * len(ids),
             cells=self.cells,
             cross=self.cross,

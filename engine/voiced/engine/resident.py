@@ -179,7 +179,7 @@ class ResidentDecoder:
         if top > self._rows + 1:
             raise ValueError(f"top must be at most {self._rows + 1}, not {top}")
         if not causal:
-            return self._step(ids, places, np.eye, rows=rows, scores=asked, top=top)
+            return self._step(ids, places, causal=False, rows=rows, scores=asked, top=top)
         if list(rows) != [ids.shape[1] - 1]:
             raise ValueError(f"a prompt of {ids.shape[1]} is asked at its last row, not {rows}")
         specials = []
@@ -187,7 +187,12 @@ class ResidentDecoder:
             part = slice(start, start + self._rows)
             count = ids[:, part].shape[1]
             result = self._step(
-                ids[:, part], places[:, part], np.tri, rows=[count - 1], scores=asked, top=top
+                ids[:, part],
+                places[:, part],
+                causal=True,
+                rows=[count - 1],
+                scores=asked,
+                top=top,
             )
             specials.append(self._bound.specials.read()[: self._n, :count])
             # a prompt is one history, which every later row continues
@@ -205,8 +210,8 @@ class ResidentDecoder:
         self,
         tokens: Int,
         positions: Int,
-        own: Callable[[int], npt.NDArray[np.float64]],
         *,
+        causal: bool,
         rows: Sequence[int],
         scores: Float,
         top: int,
@@ -217,7 +222,7 @@ class ResidentDecoder:
         if self._parents.shape[1] != count:  # one history, continued by several rows
             self._parents = self._parents.repeat(count, axis=1)
             self._histories = self._histories.repeat(count, axis=1)
-        sees = own(count).astype(np.bool_)
+        sees = self._sizes.seen(tokens, causal=causal)
         inputs["tokens"][:n, :count] = tokens
         inputs["positions"][:n, :count] = positions
         inputs["parents"].fill(-1)
@@ -233,7 +238,7 @@ class ResidentDecoder:
             inputs["parents"][i, :count] = np.where(kept, self._parents[i], -1)
             inputs["cells"][i, :count] = cells
             inputs["scores"][i, :count][~kept] = UNASKED
-            placement.histories[:, cells[kept]] |= sees[:, kept]
+            placement.histories[:, cells[kept]] |= sees[i][:, kept]
             self._histories[i] = placement.histories
         bound.calls[self._turn].run()
         self._turn = 1 - self._turn

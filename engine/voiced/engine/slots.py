@@ -52,6 +52,7 @@ class SlotDecoder:
         positions: int,
     ) -> None:
         self._graph = StepGraph(session, shape, max_batch=max_batch, max_rows=max_rows)
+        self._shape = shape
         self._cells = CellCache(shape, cells, max_batch=max_batch)
         self._spans = SpanCache(shape, max_batch=max_batch, positions=positions)
         self._ids = np.asarray(ids, np.int32)
@@ -119,7 +120,7 @@ class SlotDecoder:
             asked=np.arange(most, dtype=np.int32),
             scores=scores,
             top=top,
-            own=np.eye(most, dtype=np.bool_),
+            own=self._shape.seen(tokens, causal=False),
             rows=counts,
             cells=self._cells,
             cross={**self._spans.views(), "cross_mask": self._spans.mask()},

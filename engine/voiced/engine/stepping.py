@@ -93,7 +93,7 @@ class StepGraph:
             asked: int32[R], the rows of each slot that are answered.
             scores: float[n, R], summed log-probabilities so far.
             top: Continuations to return.
-            own: bool[B, B], which of the new cells each row sees and descends from.
+            own: bool[n, B, B], which of the new cells each row sees and descends from.
             rows: How many of the B rows each slot has, its first.
             cells: The cache, with room for B cells.
             cross: Keys and values, and `cross_mask` where the graph takes it.

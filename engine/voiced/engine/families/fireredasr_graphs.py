@@ -75,6 +75,7 @@ class HostGraphs:
         lengths: Sequence[int],
         info: FireRedModelInfo,
         *,
+        pad: int,
         max_batch: int,
         max_beam: int,
     ) -> None:
@@ -91,7 +92,7 @@ class HostGraphs:
         most = min(info.encoder_frames(max(lengths)), info.decoder_positions)
         self._decoder = StepDecoder(
             graphs.session("step", {}),
-            DecoderShape(info.decoder_layers, info.heads, info.d_head, SPECIALS),
+            DecoderShape(info.decoder_layers, info.heads, info.d_head, SPECIALS, unseen=pad),
             cells=cell_lengths(max_beam, most),
             max_batch=max_batch,
             max_rows=max_beam,

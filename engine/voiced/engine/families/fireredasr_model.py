@@ -85,10 +85,12 @@ class FireRedModel:
         """Most utterances decoded together."""
 
     def _open(self, root: Path, manifest: Manifest, max_batch: int, max_beam: int) -> FireRedGraphs:
-        info, resident = self.info, self.info.resident
+        info, resident, pad = self.info, self.info.resident, self.tokens.pad
         if resident is None:
             lengths = sorted({g.frames for g in manifest.gears})
-            return HostGraphs(self._graphs, lengths, info, max_batch=max_batch, max_beam=max_beam)
+            return HostGraphs(
+                self._graphs, lengths, info, pad=pad, max_batch=max_batch, max_beam=max_beam
+            )
         if max_beam > resident.rows:
             raise BundleError(
                 root,
@@ -98,7 +100,9 @@ class FireRedModel:
             )
         places = np.fromfile(root / resident.places, np.float32).reshape(-1, info.d_model)
         gears = [Gear(g.frames, g.batch) for g in manifest.gears]
-        return ResidentGraphs(self._graphs, gears, info, resident, places, max_batch=max_batch)
+        return ResidentGraphs(
+            self._graphs, gears, info, resident, places, pad=pad, max_batch=max_batch
+        )
 
     @property
     def traffic(self) -> Traffic:

@@ -35,6 +35,7 @@ class ResidentGraphs:
         resident: ResidentInfo,
         places: Float,
         *,
+        pad: int,
         max_batch: int,
     ) -> None:
         self.gears = GearSet(g for g in gears if g.batch <= max_batch)
@@ -51,6 +52,7 @@ class ResidentGraphs:
                 info.heads * info.decoder_layers // info.tensors,
                 info.d_head,
                 SPECIALS,
+                unseen=pad,
             ),
             rows=resident.rows,
             cells={span.positions: span.cells for span in resident.spans},
