@@ -68,6 +68,10 @@ _HOLD_S = 5.0
 the daemon by connecting is better served late than refused, and told why if it takes longer."""
 
 
+_TRACES_S = 1.0
+"""For the last traces, at the end of a stop: nobody waits for a collector that is away."""
+
+
 class Daemon:
     """Everything that runs in one `voiced run`."""
 
@@ -344,7 +348,7 @@ class Daemon:
 
     async def _stop_tracing(self, left_s: float) -> None:
         if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close)
+            await asyncio.to_thread(self._tracer.close, min(left_s, _TRACES_S))
 
     async def _start_bus(self) -> None:
         self._bus.open()

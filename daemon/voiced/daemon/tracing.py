@@ -10,6 +10,10 @@ Attributes name the stream, the segment, its length, and how it ended; never wha
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +22,9 @@ from voiced.engine.types import Timings
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+
+logger = logging.getLogger(__name__)
 
 
 class TracingUnavailable(DaemonError):
@@ -150,9 +157,34 @@ class OtelTracer:
             root.set_status(Status(StatusCode.ERROR, times.outcome))
         root.end(published + self._offset_ns)
 
-    def close(self) -> None:
-        """Send what waits, and stop the exporter's thread."""
-        self._provider.shutdown()
+    def close(self, timeout_s: float) -> None:
+        """Send what waits. A collector that does not take it in time never gets it."""
+        # The library waits for as long as its exporter does, which is up to 30 s.
+        closing = threading.Thread(
+            target=self._provider.shutdown, name="tracing-close", daemon=True
+        )
+        closing.start()
+        closing.join(timeout_s)
+        if closing.is_alive():
+            logger.warning("traces are lost, the collector took none in_s=%g", timeout_s)
+
+
+class OncePerMinute(logging.Filter):
+    """Lets one line a minute through: the exporter has one for every try of every batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._passed_s = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._passed_s < 60:
+            return False
+        self._passed_s = now_s
+        return True
+
+
+_EXPORTER_LINES = OncePerMinute()
 
 
 def open_tracer(endpoint: str, *, wall_minus_monotonic_ns: int) -> OtelTracer:
@@ -171,6 +203,7 @@ def open_tracer(endpoint: str, *, wall_minus_monotonic_ns: int) -> OtelTracer:
             f"`tracing.endpoint` is set and {error.name} is not installed; "
             "install `voiced[otel]`, or leave it out"
         ) from error
+    logging.getLogger(OTLPSpanExporter.__module__).addFilter(_EXPORTER_LINES)
     provider = TracerProvider(
         resource=Resource.create({"service.name": "voiced"}), shutdown_on_exit=False
     )
