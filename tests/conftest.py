@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.needs import missing
 
 from voiced.engine import store
 from voiced.engine.errors import BundleError
@@ -29,7 +30,7 @@ def speech_dir() -> Path:
     named = os.environ.get("VOICED_TEST_DATA")
     folder = Path(named) if named else Path(__file__).parents[2] / "shared" / "data" / "dev"
     if not folder.is_dir():
-        pytest.skip(f"no recorded speech: {folder} is no folder (set VOICED_TEST_DATA)")
+        missing("SPEECH", f"no recorded speech: {folder} is no folder (set VOICED_TEST_DATA)")
     return folder
 
 
@@ -39,9 +40,7 @@ def bundle() -> Path:
     try:
         return store.resolve(DEFAULT_MODEL)
     except BundleError as error:
-        if os.environ.get("VOICED_REQUIRE_MODEL") == "1":
-            pytest.fail(f"VOICED_REQUIRE_MODEL=1: {error}")
-        pytest.skip(f"the default model is not built: {error}")
+        missing("MODEL", f"the default model is not built: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +49,7 @@ def resident_bundle() -> Path:
     try:
         return store.resolve(RESIDENT_MODEL)
     except BundleError as error:
-        if os.environ.get("VOICED_REQUIRE_MODEL") == "1":
-            pytest.fail(f"VOICED_REQUIRE_MODEL=1: {error}")
-        pytest.skip(f"the fp32 model is not built: {error}")
+        missing("MODEL", f"the fp32 model is not built: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -62,11 +59,17 @@ def mslite_python() -> Path:
     made = Path(__file__).parents[1] / ".venv-mindspore" / "bin" / "python"
     python = Path(named) if named else made
     if not python.exists():
-        reason = f"no MindSpore Lite: {python} does not exist (run `make mindspore`)"
-        if os.environ.get("VOICED_REQUIRE_MSLITE") == "1":
-            pytest.fail(f"VOICED_REQUIRE_MSLITE=1: {reason}")
-        pytest.skip(reason)
+        missing("MSLITE", f"no MindSpore Lite: {python} does not exist (run `make mindspore`)")
     return python
+
+
+@pytest.fixture(scope="session")
+def silero_path() -> Path:
+    """The speech detector's graph; `make test` builds it first."""
+    path = store.silero_path()
+    if path is None:
+        missing("MODEL", "no silero model; run `voiced model pull silero-vad`")
+    return path
 
 
 @pytest.fixture

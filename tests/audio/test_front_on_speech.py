@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,8 @@ pytestmark = [pytest.mark.speech, pytest.mark.model]
 
 
 @pytest.fixture(scope="module")
-def data() -> Path:
-    default = Path(__file__).parents[2] / "../shared/data/dev"
-    path = Path(os.environ.get("VOICED_TEST_DATA") or default)
-    if not path.is_dir():
-        pytest.skip(f"no recorded speech at {path}")
-    return path
-
-
-@pytest.fixture(scope="module")
-def vads() -> VadFactory:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    default = cache / "voiced/models/silero-vad/silero_vad.onnx"
-    path = Path(os.environ.get("VOICED_SILERO") or default)
-    if not path.is_file():
-        pytest.skip(f"no silero model at {path}; run `voiced model pull silero-vad`")
-    return VadFactory(path)
+def vads(silero_path: Path) -> VadFactory:
+    return VadFactory(silero_path)
 
 
 def recordings(data: Path, name: str) -> Iterator[tuple[dict[str, Any], Int16]]:
@@ -68,30 +53,32 @@ def segments(vads: VadFactory, pcm: Int16, kind: VadKind = VadKind.CASCADE) -> l
     return [event.segment for event in events if isinstance(event, SegmentClosed)]
 
 
-def test_no_noise_passes(data: Path, vads: VadFactory) -> None:
-    passed = [row["id"] for row, pcm in recordings(data, "noise") if segments(vads, pcm)]
+def test_no_noise_passes(speech_dir: Path, vads: VadFactory) -> None:
+    passed = [row["id"] for row, pcm in recordings(speech_dir, "noise") if segments(vads, pcm)]
     assert passed == []
 
 
 @pytest.mark.parametrize(
     "name", ["en_wakewords", "en_commands_misc", "en_librispeech", "zh_multispeaker", "en_misc"]
 )
-def test_no_spoken_clip_is_missed(data: Path, vads: VadFactory, name: str) -> None:
-    missed = [row["id"] for row, pcm in recordings(data, name) if not segments(vads, pcm)]
+def test_no_spoken_clip_is_missed(speech_dir: Path, vads: VadFactory, name: str) -> None:
+    missed = [row["id"] for row, pcm in recordings(speech_dir, name) if not segments(vads, pcm)]
     assert missed == []
 
 
-def test_few_single_digits_are_missed(data: Path, vads: VadFactory) -> None:
+def test_few_single_digits_are_missed(speech_dir: Path, vads: VadFactory) -> None:
     # 0.2 to 0.6 s of 8 kHz sound cut tight: the worst case; silero always awake misses 17 of 134.
-    heard = [bool(segments(vads, pcm)) for _, pcm in recordings(data, "en_digits")]
+    heard = [bool(segments(vads, pcm)) for _, pcm in recordings(speech_dir, "en_digits")]
     assert np.mean(heard) > 0.85
 
 
 @pytest.mark.parametrize("name", ["en_wakewords", "zh_multispeaker", "en_commands_misc"])
-def test_the_first_word_is_whole_after_a_pause(data: Path, vads: VadFactory, name: str) -> None:
+def test_the_first_word_is_whole_after_a_pause(
+    speech_dir: Path, vads: VadFactory, name: str
+) -> None:
     rng = np.random.default_rng(7)
     room = (rng.standard_normal(3 * RATE_HZ) * 8).astype(np.int16)  # -72 dBFS: silero sleeps
-    for row, clip in itertools.islice(recordings(data, name), 20):
+    for row, clip in itertools.islice(recordings(speech_dir, name), 20):
         pcm = np.concatenate([room, clip])
         woken = segments(vads, pcm)[0].start_sample
         always_awake = segments(vads, pcm, VadKind.SILERO)[0].start_sample
@@ -99,8 +86,8 @@ def test_the_first_word_is_whole_after_a_pause(data: Path, vads: VadFactory, nam
         assert woken <= always_awake + RATE_HZ // 4, row["id"]
 
 
-def test_long_speech_loses_nothing_where_it_is_cut(data: Path, vads: VadFactory) -> None:
-    for row, pcm in recordings(data, "long"):
+def test_long_speech_loses_nothing_where_it_is_cut(speech_dir: Path, vads: VadFactory) -> None:
+    for row, pcm in recordings(speech_dir, "long"):
         found = segments(vads, pcm)
         assert max(segment.duration_s for segment in found) <= 16
         covered = np.zeros(len(pcm) + 2 * RATE_HZ, np.int64)
@@ -114,9 +101,9 @@ def test_long_speech_loses_nothing_where_it_is_cut(data: Path, vads: VadFactory)
         assert lost < 0.002, row["id"]
 
 
-def test_the_cascade_agrees_with_silero_alone(data: Path, vads: VadFactory) -> None:
+def test_the_cascade_agrees_with_silero_alone(speech_dir: Path, vads: VadFactory) -> None:
     overlap = total = 0
-    for _, pcm in recordings(data, "zh_multispeaker"):
+    for _, pcm in recordings(speech_dir, "zh_multispeaker"):
         marks = []
         for kind in (VadKind.CASCADE, VadKind.SILERO):
             mark = np.zeros(len(pcm) + RATE_HZ, bool)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,16 +14,6 @@ from voiced.audio.sources import synthetic
 from voiced.audio.vad import VadFactory, VadKind, VadModel
 from voiced.audio.vad.cascade import LOOK_BACK_WINDOWS, QUIET_WINDOWS, CascadeVad
 from voiced.audio.vad.webrtc import VoiceGate, WebrtcVad
-
-
-@pytest.fixture(scope="module")
-def silero_path() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    default = cache / "voiced/models/silero-vad/silero_vad.onnx"
-    path = Path(os.environ.get("VOICED_SILERO") or default)
-    if not path.is_file():
-        pytest.skip(f"no silero model at {path}; run `voiced model pull silero-vad`")
-    return path
 
 
 def windows(samples: Float32, size: int) -> Float32:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests import needs
 
 DEADLINE_S = 60.0
 PROGRAMS = {
@@ -53,9 +53,7 @@ def missing() -> str | None:
 def require() -> None:
     """Skip the test where no container can be booted; fail where it must be possible."""
     if reason := missing():
-        if os.environ.get("VOICED_REQUIRE_BOOT") == "1":
-            pytest.fail(f"VOICED_REQUIRE_BOOT=1, but {reason}")
-        pytest.skip(reason)
+        needs.missing("BOOT", reason)
 
 
 class Container:
@@ -240,10 +238,7 @@ def machine(
             check=False,
         )
         if mounted.returncode:
-            reason = f"no overlay of this machine: {mounted.stderr.strip()}"
-            if os.environ.get("VOICED_REQUIRE_BOOT") == "1":
-                pytest.fail(f"VOICED_REQUIRE_BOOT=1, but {reason}")
-            pytest.skip(reason)
+            needs.missing("BOOT", f"no overlay of this machine: {mounted.stderr.strip()}")
         container = Container(root, binds=binds)
         try:
             for wanted in (root / "etc/systemd/system").glob("*.wants"):

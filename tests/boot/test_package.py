@@ -14,6 +14,7 @@ import pytest
 from tests.boot.conftest import CHECKOUT, CLIENT, FAKE
 from tests.boot.container import SCRATCH, Container, machine
 from tests.boot.test_service import is_answering, pid_of, say, texts
+from tests.needs import missing
 
 pytestmark = pytest.mark.boot
 
@@ -29,7 +30,7 @@ def packages(product: Path) -> Iterator[list[Path]]:
     The fake model needs none of it, and the whole is 340 MB for every copy.
     """
     if shutil.which("dpkg-deb") is None:
-        pytest.skip("dpkg-deb is not installed")
+        missing("BOOT", "dpkg-deb is not installed")
     with tempfile.TemporaryDirectory(prefix="voiced-packages-", dir=SCRATCH) as folder:
         small = Path(folder, "small")
         shutil.copytree(

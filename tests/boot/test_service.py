@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import needs
 from tests.boot.conftest import FILES
 from tests.boot.container import Container, product_machine
 from tests.system import virtual_microphone
@@ -349,9 +349,7 @@ Environment=HOME=/run/vpulse XDG_RUNTIME_DIR=/run/vpulse
 @pytest.mark.device
 def test_the_service_records_through_a_sound_server_of_another_user(service: Container) -> None:
     if reason := virtual_microphone.missing():
-        if os.environ.get("VOICED_REQUIRE_DEVICE") == "1":
-            pytest.fail(f"VOICED_REQUIRE_DEVICE=1, but {reason}")
-        pytest.skip(reason)
+        needs.missing("DEVICE", reason)
     service.write("/run/systemd/system/vpulse.service", PULSE)
     server = "PULSE_SERVER=unix:/run/vpulse/native"
     lines = (f"Environment={server} VOICED_MICROPHONE_ENABLED=true VOICED_MICROPHONE_DEVICE=pulse",)
@@ -422,7 +420,7 @@ def test_the_real_model_answers_after_a_boot_without_a_network(
 ) -> None:
     clip = speech_dir / "en_commands_misc" / "turn_on_the_living_room_lamp.flac"
     if not clip.is_file():
-        pytest.skip(f"no recording {clip}")
+        needs.missing("SPEECH", f"no recording {clip}")
     models, sound = "/opt/voiced-models", "/opt/voiced-test.flac"
     files = {
         "/etc/voiced/voiced.toml": "",

@@ -72,13 +72,16 @@ def test_a_part_of_which_nothing_is_expected_is_not_watched_until_it_is() -> Non
     assert watch.stuck(206.0) == {"engine": 6.0}
 
 
-def test_a_counter_that_raises_is_one_that_stands_still() -> None:
+def test_a_counter_that_raises_is_one_that_stands_still(caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> int:
         raise LookupError("gone")
 
     watch = ProgressWatch({"bus": broken}, limit_s=5)
     assert watch.stuck(0.0) == {}
     assert watch.stuck(6.0) == {"bus": 6.0}
+    (line,) = caplog.records
+    assert "part=bus" in line.getMessage()
+    assert line.exc_info is not None
 
 
 @pytest.mark.parametrize("hung", ["audio", "engine", "bus"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.needs import missing
 
 from voiced.audio.clock import SystemClock
 from voiced.audio.frames import RATE_HZ, Segment
@@ -51,9 +52,7 @@ def converted(mslite_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     try:
         built = store.resolve(MODEL)
     except BundleError as error:
-        if os.environ.get("VOICED_REQUIRE_MSLITE") == "1":
-            pytest.fail(f"VOICED_REQUIRE_MSLITE=1: {error}")
-        pytest.skip(f"{MODEL} is not built (`voiced model build {MODEL}`): {error}")
+        missing("MSLITE", f"{MODEL} is not built (`voiced model build {MODEL}`): {error}")
     folder = tmp_path_factory.mktemp("converted") / MODEL
     shutil.copytree(built, folder)
     bundle = Bundle.open(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.needs import missing
 
 from voiced.engine.build import pack
 from voiced.engine.build.pack import BundleWriter
@@ -152,7 +153,7 @@ def test_a_disk_that_really_is_full_leaves_nothing(tmp_path: Path) -> None:
     except FileNotFoundError:
         mounted = False
     if not mounted:
-        pytest.skip("cannot mount a small tmpfs: needs root and the mount command")
+        missing("BOOT", "cannot mount a small tmpfs: needs root and the mount command")
     try:
         with pytest.raises(BundleError, match="found a full disk"):
             build(disk / "tiny", bytes(1 << 20))

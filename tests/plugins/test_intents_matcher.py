@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.needs import missing
 
 from voiced.plugins.intents.matcher import Matcher
 from voiced.plugins.intents.sentences import load_sentences
@@ -413,7 +414,7 @@ def test_ordinary_sentences_are_no_commands(language: str, block: str) -> None:
 def test_transcripts_of_read_speech_are_no_commands(language: str) -> None:
     manifests = sorted(DATA.glob("*.jsonl"))
     if not manifests:
-        pytest.skip(f"no speech manifests in {DATA.name}; set VOICED_TEST_DATA")
+        missing("SPEECH", f"no speech manifests in {DATA.name}; set VOICED_TEST_DATA")
     rows = [json.loads(line) for each in manifests for line in each.read_text("utf-8").splitlines()]
     texts = {row["text"] for row in rows if row.get("lang") == language and row.get("text")}
     texts -= COMMANDS_IN_THE_RECORDINGS

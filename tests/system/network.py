@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests import needs
 
 NEAR, FAR = "10.77.0.1", "10.77.0.2"
 """Addresses of the daemon and of its client."""
@@ -45,11 +45,8 @@ def require() -> None:
             reason = f"network namespaces cannot be made: {probe.stderr.strip()}"
         else:
             run("ip", "netns", "del", f"voiced-probe-{os.getpid()}")
-    if not reason:
-        return
-    if os.environ.get("VOICED_REQUIRE_NETNS") == "1":
-        pytest.fail(f"VOICED_REQUIRE_NETNS=1: {reason}")
-    pytest.skip(reason)
+    if reason:
+        needs.missing("NETNS", reason)
 
 
 def run(*command: str) -> None:

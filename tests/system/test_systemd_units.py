@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.needs import missing
 
 from voiced.daemon.config import Settings
 
@@ -19,7 +20,14 @@ EXPOSURE = 15
 """Most that `systemd-analyze security` may count, times ten."""
 ANALYZE = shutil.which("systemd-analyze")
 
-needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd-analyze is not installed")
+needs_systemd = pytest.mark.usefixtures("analyze")
+
+
+@pytest.fixture(scope="module")
+def analyze() -> None:
+    """The program that judges units is here."""
+    if ANALYZE is None:
+        missing("BOOT", "systemd-analyze is not installed")
 
 
 def copy_units(folder: Path, *, change: tuple[str, str] = ("", "")) -> list[Path]:

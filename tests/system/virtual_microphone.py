@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests import needs
 
 from voiced.audio.errors import PortAudioMissing
 from voiced.audio.sources import portaudio
@@ -148,9 +149,7 @@ def missing() -> str | None:
 def require() -> None:
     """Skip the test where there can be no virtual microphone; fail where there must be one."""
     if reason := missing():
-        if os.environ.get("VOICED_REQUIRE_DEVICE") == "1":
-            pytest.fail(f"VOICED_REQUIRE_DEVICE=1, but {reason}")
-        pytest.skip(reason)
+        needs.missing("DEVICE", reason)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ OTHER_VARIABLES = frozenset(
         "VOICED_REQUIRE_MODEL",
         "VOICED_REQUIRE_MSLITE",
         "VOICED_REQUIRE_NETNS",
+        "VOICED_REQUIRE_SPEECH",
         "VOICED_TEST_DATA",
     }
 )

@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from voiced.audio.clock import Clock, SystemClock
@@ -114,7 +115,7 @@ class Storage:
         is_last = False
         while not is_last:
             batch, is_last = self._take(self._writer.idle_s())
-            self._guard(lambda batch=batch: self._writer.work([task.what for task in batch]))  # type: ignore[misc]
+            self._guard(partial(self._writer.work, [task.what for task in batch]))
             if batch:
                 self._tell(self._on_stored, batch)
         self._guard(self._writer.close)

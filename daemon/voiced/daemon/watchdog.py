@@ -31,6 +31,8 @@ class ProgressWatch:
         self._parts = dict(parts)
         self._limit_s = limit_s
         self._seen: dict[str, tuple[int, float]] = {}
+        self._broken: set[str] = set()
+        """Parts whose counter has raised, and has been told of."""
 
     def stuck(self, now_s: float) -> dict[str, float]:
         """Return the parts that stood still for longer than the limit, and for how long.
@@ -43,7 +45,9 @@ class ProgressWatch:
             try:
                 count = read()
             except Exception:  # a broken part must not stop the watching of the others
-                logger.debug("cannot read the progress part=%s", name, exc_info=True)
+                if name not in self._broken:
+                    self._broken.add(name)
+                    logger.exception("cannot read the progress, it counts as none part=%s", name)
                 count = last[0] if last else -1
             if count is None:
                 self._seen.pop(name, None)
