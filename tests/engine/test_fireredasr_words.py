@@ -72,6 +72,17 @@ def test_nothing_and_a_text_with_blanks_are_not_aligned() -> None:
     assert align(log_probs(5, 4, 0), [1, 0], blank=0) is None
 
 
+@pytest.mark.parametrize("count", [63, 64, 65, 200])
+def test_a_long_text_is_aligned(count: int) -> None:
+    tokens = [1 + place % 3 for place in range(count)]
+    path = np.repeat(tokens, 3)
+    path[2::3] = 0  # two frames of each token, then a blank
+    scores = np.full((len(path), 4), -9.0, np.float32)
+    scores[np.arange(len(path)), path] = -0.1
+    expected = [Span(token, 3 * place, 3 * place + 1) for place, token in enumerate(tokens)]
+    assert align(scores, tokens, blank=0) == expected
+
+
 def test_greedy_leaves_out_repeats_and_blanks() -> None:
     scores = np.full((7, 3), -5.0, np.float32)
     for frame, token in enumerate([0, 1, 1, 0, 1, 2, 2]):

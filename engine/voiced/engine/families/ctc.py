@@ -91,7 +91,7 @@ def align(log_probs: Float, tokens: Sequence[int], blank: int) -> list[Span] | N
     path = np.empty(frames, np.int64)
     for frame in range(frames - 1, -1, -1):
         path[frame] = state
-        state -= moves[frame, state]
+        state -= int(moves[frame, state])  # else the sum were int8, of 63 tokens at most
     places = np.arange(frames)
     found = []
     for i, token in enumerate(tokens):
