@@ -20,6 +20,8 @@ from voiced.engine.backends.base import Backend
 from voiced.engine.backends.mindspore_lite import fake_api
 from voiced.engine.backends.mindspore_lite.ascend import AscendBackend, AscendTensor
 from voiced.engine.backends.onnxruntime import OrtBackend
+from voiced.engine.build.fireredasr_bundle import Form
+from voiced.engine.build.graph import Precision
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import BackendFailed, BackendUnavailable, BundleError
 
@@ -179,7 +181,27 @@ def _with_model(bundle: Bundle, model: dict[str, object]) -> object:
     return msgspec.structs.replace(bundle.manifest, model=model)
 
 
-def test_fireredasr_is_tested_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "form"),
+    [
+        (2, Form(resident=True)),
+        (1, Form(Precision.FP16, resident=True, stacked=True)),
+        (2, Form(Precision.FP16, resident=True, stacked=True)),
+    ],
+    ids=("fp32, a cache per layer", "fp16, stacked", "fp16, stacked, with a ctc head"),
+)
+def test_fireredasr_passes_on_the_stand_in(tmp_path: Path, version: int, form: Form) -> None:
+    tiny = Tiny(2, version, end_bias=5.0)
+    plain = Bundle.open(build_bundle(tmp_path / "fire", tiny, form, gears_s=(1, 2, 4)))
+    bundle = command.rehearse(plain, tmp_path / "converted", longest_s=6.0, say=lambda _: None)
+    found = results(bundle, beam=3)
+    for name in ("golden pair", "gears in turn", "against ONNX Runtime", "host and device"):
+        assert found[name].status is Status.PASSED, found[name].text
+    assert {name for name, check in found.items() if check.text == NO_CARD} == NEEDS_CARD
+    assert fake_api.card.implicit_bytes == 0
+
+
+def test_fireredasr_is_tested_with_host_caches_too(tmp_path: Path) -> None:
     bundle = Bundle.open(build_bundle(tmp_path / "fire", Tiny(2, 2, end_bias=5.0), gears_s=(1, 2)))
     found = results(bundle, OrtBackend, device="cpu", beam=3)
     assert {check.status for check in found.values()} <= {

@@ -305,7 +305,7 @@ def traffic(plan: Plan, subject: Subject) -> Check:
         up, down = (
             n / calls for n in (found.decode_bytes.to_device, found.decode_bytes.from_device)
         )
-        features = subject.model.mels * gear.frames * 4
+        features = subject.model.prefill_bytes(gear)
         rows.append(
             (f"{gear.frames / 100:g} s", str(found.prefill_bytes.to_device),
              str(found.prefill_bytes.from_device), str(found.steps), f"{up:.0f}", f"{down:.0f}")

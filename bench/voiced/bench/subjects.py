@@ -36,7 +36,6 @@ class SelftestModel(Protocol):
     """One loaded bundle. A loan is the family's own: it goes from `lend` to the other calls."""
 
     gears: GearSet
-    mels: int
     is_resident: bool
     """Its caches stay on the device."""
 
@@ -47,6 +46,10 @@ class SelftestModel(Protocol):
 
     def features(self, pcm: Pcm, gear: Gear) -> Float:
         """What `prefill` takes."""
+        ...
+
+    def prefill_bytes(self, gear: Gear) -> int:
+        """Bytes of the prefill graph's inputs at a gear."""
         ...
 
     def lend(self, gear: Gear) -> AbstractContextManager[Any]:
@@ -71,7 +74,6 @@ class _Whisper:
         )
         self._language = self._model.languages[0]
         self.gears = self._model.gears
-        self.mels = self._model.info.mels
         self.is_resident = self._model.info.resident is not None
         self.lend = self._model.lend
         self.features = self._model.features
@@ -79,6 +81,9 @@ class _Whisper:
     @property
     def traffic(self) -> Traffic:
         return self._model.traffic
+
+    def prefill_bytes(self, gear: Gear) -> int:
+        return 4 * self._model.info.mels * gear.frames
 
     def decode(self, loan: Any, pcm: Pcm, features: Float, beam: int) -> Best:
         from voiced.engine.families.whisper_model import Utterance
@@ -100,7 +105,6 @@ class _FireRed:
             bundle.root, bundle.manifest, backend, threads=threads, max_batch=1, max_beam=beam
         )
         self.gears = self._model.gears
-        self.mels = self._model.info.mels
         self.is_resident = self._model.info.resident is not None
         self.lend = self._model.lend
 
@@ -110,6 +114,10 @@ class _FireRed:
 
     def features(self, pcm: Pcm, gear: Gear) -> Float:
         return self._model.features(pcm)[: gear.frames]
+
+    def prefill_bytes(self, gear: Gear) -> int:
+        info = self._model.info  # features and the mask of encoder frames, float32
+        return 4 * (info.mels * info.input_frames(gear.frames) + info.encoder_frames(gear.frames))
 
     def decode(self, loan: Any, pcm: Pcm, features: Float, beam: int) -> Best:
         (found,) = self._model.decode(loan, [len(features)], beam=beam)

@@ -13,7 +13,8 @@ documents say the real library is:
 
 `card` counts what crosses between host and device, also what crosses unasked (host tensors given
 to `predict`, outputs not given). Artifacts are written by `Converter` here: one line of JSON, then
-the ONNX graph. Nothing here says anything about speed, fp16 or whether the real converter succeeds.
+the ONNX graph with its weights, of 2 GB at most. Nothing here says anything about speed, fp16 or
+whether the real converter succeeds.
 """
 
 from __future__ import annotations
@@ -530,8 +531,8 @@ class Converter:
             raise RuntimeError("Convert model failed! Error is only ONNX for Ascend here.")
         import onnx
 
-        graph = Path(model_file).read_bytes()
-        names = [value.name for value in onnx.load_from_string(graph).graph.input]
+        model = onnx.load(Path(model_file).resolve())  # takes no weights that are a link
+        names = [value.name for value in model.graph.input]
         shapes, dims = self._gears(config_file)
         found, _ = parse_gears(shapes, dims)
         if list(found) != names:
@@ -543,7 +544,7 @@ class Converter:
             "dynamic_dims": dims,
         }
         Path(f"{output_file}.mindir").write_bytes(
-            MAGIC + json.dumps(header).encode() + b"\n" + graph
+            MAGIC + json.dumps(header).encode() + b"\n" + model.SerializeToString()
         )
         card.note("convert", header["name"])
 
