@@ -16,8 +16,9 @@ from voiced.engine import golden
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import BundleError, UnknownLanguage
 from voiced.engine.families.whisper_graphs import cell_lengths
+from voiced.engine.families.whisper_model import WhisperModel
 from voiced.engine.recognizer import Recognizer, load_recognizer
-from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
+from voiced.engine.types import EngineConfig, Gear, Request, RequestKind, Transcript
 
 pytestmark = pytest.mark.model
 
@@ -156,3 +157,18 @@ def test_the_golden_pair_holds_and_a_wrong_one_is_noticed(bundle: Path, tmp_path
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="numbers off by"):
         golden.check(Bundle.open(copy, verify="size"))
+
+
+def test_the_golden_pair_bears_features_that_differ_in_their_last_bits(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact, noise = WhisperModel.features, np.random.default_rng(0)
+
+    def rounded(self: WhisperModel, pcm: np.ndarray, gear: Gear) -> np.ndarray:
+        features = exact(self, pcm, gear)
+        return (features + 1e-6 * noise.standard_normal(features.shape)).astype(np.float32)
+
+    monkeypatch.setattr(WhisperModel, "features", rounded)
+    opened = Bundle.open(bundle, verify="size")
+    for _ in range(5):
+        assert "golden pair ok" in golden.check(opened)

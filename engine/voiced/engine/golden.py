@@ -1,7 +1,10 @@
 """The golden pair: a question with a known answer that every bundle carries.
 
-The answer was computed on the machine that built the bundle. Another CPU rounds int8 products in
-another order, so numbers are compared with a tolerance and the best tokens as a set.
+The answer was computed on the machine that built the bundle. Features that differ in their last
+bit, as they do from CPU to CPU, turn roundings of int8 graphs over, and those of the next layer:
+1e-7 in the features of Whisper base makes 3.5 % in its keys and values (root mean square), 7 % in
+the worst of them and 0.13 in log-probabilities. So numbers are compared as a whole and with a
+tolerance, and the best tokens as a set.
 """
 
 from __future__ import annotations
@@ -21,8 +24,12 @@ from voiced.engine.types import Gear
 GOLDEN_INPUT = "golden-input.npz"
 GOLDEN_OUTPUT = "golden-output.npz"
 
-TOLERANCE = 0.05
-"""Largest allowed error, relative to the largest value of the tensor."""
+TOLERANCE = 0.07
+"""Largest allowed error of keys and values, root mean square, relative to theirs: twice what
+roundings make."""
+
+SCORE_TOLERANCE = 0.4
+"""Largest allowed error of a candidate's log-probability: three times what roundings make."""
 
 _FIRST = 5
 """Candidates for the first token that are stored."""
@@ -91,16 +98,26 @@ def check(bundle: Bundle, backend: Backend | None = None) -> str:
         found = answer(bundle.root, bundle.manifest, question["pcm"], backend)
     with np.load(bundle.file(pair.output)) as stored:
         expected = {name: stored[name] for name in stored.files}
-    worst = 0.0
-    for name in ("cross_k", "cross_v", "scores"):
-        scale = float(np.abs(expected[name]).max())
-        worst = max(worst, float(np.abs(found[name] - expected[name]).max()) / scale)
-    if worst > TOLERANCE or found["tokens"][0] not in expected["tokens"][:2]:
+    off = {name: found[name] - expected[name] for name in ("cross_k", "cross_v", "scores")}
+    worst = max(_size(off[name]) / _size(expected[name]) for name in ("cross_k", "cross_v"))
+    score = float(np.abs(off["scores"]).max())
+    is_close = worst <= TOLERANCE and score <= SCORE_TOLERANCE  # not so of what is no number
+    if not is_close or found["tokens"][0] not in expected["tokens"][:2]:
         raise BundleError(
             bundle.file(pair.output),
-            found=f"numbers off by {worst:.1%}, first token {found['tokens'][0]}",
-            expected=f"at most {TOLERANCE:.0%} and token {expected['tokens'][0]}",
+            found=f"numbers off by {worst:.1%}, log-probabilities by {score:.2f}, "
+            f"first token {found['tokens'][0]}",
+            expected=f"at most {TOLERANCE:.0%} and {SCORE_TOLERANCE}, "
+            f"token {expected['tokens'][0]}",
             next_step="the runtime computes wrongly here: "
             + how_to_rebuild(bundle.root.name, bundle.manifest.family),
         )
-    return f"golden pair ok, largest error {worst:.2%}, first token as expected"
+    return (
+        f"golden pair ok, error {worst:.2%}, of log-probabilities {score:.2f}, "
+        "first token as expected"
+    )
+
+
+def _size(values: npt.NDArray[Any]) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
