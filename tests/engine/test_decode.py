@@ -118,16 +118,27 @@ class RememberingSession:
 
     def bind(
         self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
-    ) -> RememberingSession:
-        self.inputs, self.outputs = inputs, outputs
-        return self
+    ) -> RememberingCall:
+        return RememberingCall(self, inputs, outputs)
+
+
+class RememberingCall:
+    """One binding of a `RememberingSession`."""
+
+    def __init__(
+        self,
+        session: RememberingSession,
+        inputs: Mapping[str, np.ndarray],
+        outputs: Mapping[str, np.ndarray],
+    ) -> None:
+        self.session, self.inputs, self.outputs = session, inputs, outputs
 
     def run(self) -> None:
         i, o = self.inputs, self.outputs
         tokens, positions = i["tokens"], np.broadcast_to(i["positions"], i["tokens"].shape)
         o["new_k_0"][:, 0, 0, :] = tokens
         o["new_v_0"][:, 0, :, 0] = positions
-        self.histories = []
+        self.session.histories = []
         for n in range(tokens.shape[0]):
             seen = []
             for b in range(tokens.shape[1]):
@@ -138,10 +149,10 @@ class RememberingSession:
                 places = [int(p) for p, _ in sorted(pairs)]
                 assert places == list(range(len(places))), "a row lost or doubled a cell"
                 seen.append(tuple(int(t) for _, t in sorted(pairs)))
-            self.histories.append(seen)
+            self.session.histories.append(seen)
             rows = [seen[r] for r in i["rows"]]
             top = int(i["top"][0])
-            best, parents, ids, ends = step(rows, list(i["scores"][n]), top, self.seed + n)
+            best, parents, ids, ends = step(rows, list(i["scores"][n]), top, self.session.seed + n)
             o["best_scores"][n], o["best_rows"][n], o["best_tokens"][n] = best, parents, ids
             o["end_scores"][n] = ends
 

@@ -78,6 +78,7 @@ class CellCache:
             f"{kv}_{i}": np.zeros(floats, np.float32) for kv in "kv" for i in range(shape.layers)
         }
         self.nbytes = sum(a.nbytes for a in self._flat.values())
+        self._shaped: dict[tuple[int, int], dict[str, Float]] = {}
         self.clear(0)
 
     def clear(self, n: int) -> None:
@@ -96,10 +97,17 @@ class CellCache:
 
     def views(self) -> dict[str, Float]:
         """The graph's inputs `self_k_<layer>` and `self_v_<layer>`."""
-        return {f"self_{name}": self._view(name) for name in self._flat}
+        return {f"self_{name}": view for name, view in self._views().items()}
 
-    def _view(self, name: str) -> Float:
-        return self._shape.view(self._flat[name], self.n, self.size, keys=name.startswith("k"))
+    def _views(self) -> dict[str, Float]:
+        """`k_<layer>` and `v_<layer>` of all slots; made once for each number and size of them."""
+        key = (self.n, self.size)
+        if key not in self._shaped:
+            self._shaped[key] = {
+                name: self._shape.view(flat, *key, keys=name.startswith("k"))
+                for name, flat in self._flat.items()
+            }
+        return self._shaped[key]
 
     def make_room(self, rows: Sequence[int]) -> None:
         """Let each utterance have so many rows, and room for a cell for each of them."""
@@ -133,21 +141,24 @@ class CellCache:
         """
         whole = len({*self.used}) == 1 and len({*rows}) == 1
         slots: Sequence[slice] = [slice(i, i + 1) for i in range(self.n)]
+        pairs = [(name[0] == "k", view, new[f"new_{name}"]) for name, view in self._views().items()]
         for at in (slice(0, self.n),) if whole else slots:
             used, count = self.used[at][0], rows[at][0]
             place = slice(used, used + count)
-            for layer in range(self._shape.layers):
-                key, value = new[f"new_k_{layer}"], new[f"new_v_{layer}"]
-                self._view(f"k_{layer}")[at, ..., place] = key[at, ..., :count]
-                self._view(f"v_{layer}")[at, :, place] = value[at, :, :count]
+            for is_key, cells, fresh in pairs:
+                if is_key:
+                    cells[at, ..., place] = fresh[at, ..., :count]
+                else:
+                    cells[at, :, place] = fresh[at, :, :count]
             self.ancestors[at, :count, place] = own[at, :count, :count]
         self.used = [used + count for used, count in zip(self.used, rows, strict=True)]
 
     def follow(self, parents: npt.ArrayLike) -> None:
         """Choose the rows of the next step: int[n, rows], what each continues; -1 for no row."""
         index = np.asarray(parents, np.int64)
-        taken = np.take_along_axis(self.ancestors, np.maximum(index, 0)[:, :, None], axis=1)
-        self.ancestors = taken & (index >= 0)[:, :, None]
+        taken = self.ancestors[np.arange(len(index))[:, None], np.maximum(index, 0)]  # a copy
+        taken[index < 0] = False
+        self.ancestors = taken
 
     def adopt(self, other: CellCache, rows: int) -> None:
         """Append the only utterance of another cache, its first row continued by `rows` rows."""
@@ -159,8 +170,9 @@ class CellCache:
         old, width = self.ancestors, self.ancestors.shape[1] if self.n else 0
         self.used.append(used)
         self._sizes.append(other._sizes[0])
-        for name in self._flat:
-            source, place = other._view(name)[0], self._view(name)[-1]
+        theirs = other._views()
+        for name, view in self._views().items():
+            source, place = theirs[name][0], view[-1]
             if name.startswith("k"):
                 place[..., :used] = source[..., :used]
             else:
@@ -173,8 +185,7 @@ class CellCache:
         """Take an utterance out; the last one moves into its slot."""
         last = self.n - 1
         if slot != last:
-            for name in self._flat:
-                view = self._view(name)
+            for view in self._views().values():
                 view[slot] = view[last]
             self.ancestors[slot] = self.ancestors[last]
             self.used[slot], self._sizes[slot] = self.used[last], self._sizes[last]
@@ -226,6 +237,7 @@ class SpanCache:
         }
         self.nbytes = sum(a.nbytes for a in self._flat.values())
         self._masks: list[Float] = []
+        self._whole: Float | None = None
         self.span = 0
         """Positions of each slot, padding included."""
 
@@ -233,6 +245,11 @@ class SpanCache:
     def n(self) -> int:
         """Utterances inside."""
         return len(self._masks)
+
+    @property
+    def address(self) -> int:
+        """Of the first array; it never moves."""
+        return int(self._flat["cross_k_0"].__array_interface__["data"][0])
 
     @property
     def padding(self) -> int:
@@ -250,11 +267,12 @@ class SpanCache:
         return {name: self._view(name, self.n, self.span) for name in self._flat}
 
     def mask(self) -> Float:
-        """The graph's input `cross_mask`."""
-        whole = np.full((self.n, 1, 1, self.span), MASKED, np.float32)
-        for row, mask in zip(whole, self._masks, strict=True):
-            row[0, 0, : len(mask)] = mask
-        return whole
+        """The graph's input `cross_mask`, float32[n, 1, 1, span]."""
+        if self._whole is None:
+            self._whole = np.full((self.n, 1, 1, self.span), MASKED, np.float32)
+            for row, mask in zip(self._whole, self._masks, strict=True):
+                row[0, 0, : len(mask)] = mask
+        return self._whole
 
     def append(self, cross: Mapping[str, Float], mask: Float) -> None:
         """Add an utterance of S positions.
@@ -269,6 +287,7 @@ class SpanCache:
         elif length > self.span:
             self._resize(length)
         self._masks.append(mask)
+        self._whole = None
         for name in self._flat:
             place = self._view(name, self.n, self.span)[-1]
             if name.startswith("cross_k"):
@@ -285,6 +304,7 @@ class SpanCache:
                 view[slot] = view[last]
             self._masks[slot] = self._masks[last]
         del self._masks[last]
+        self._whole = None
         longest = max((len(mask) for mask in self._masks), default=0)
         if longest and longest <= 0.75 * self.span:  # padding costs every step, moving once
             self._resize(longest)

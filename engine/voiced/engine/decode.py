@@ -49,7 +49,9 @@ def in_loop(tokens: Sequence[int]) -> bool:
     count = len(tokens)
     for shortest, longest, times in REPEATS:
         for period in range(shortest, min(longest, count // times) + 1):
-            if all(tokens[-1 - i] == tokens[-1 - i - period] for i in range(period * (times - 1))):
+            if tokens[-1] == tokens[-1 - period] and all(
+                tokens[-1 - i] == tokens[-1 - i - period] for i in range(1, period * (times - 1))
+            ):
                 return True
     return False
 
@@ -162,6 +164,36 @@ class Decoder(Protocol):
         ...
 
 
+class HeldCross:
+    """Cross-attention keys, values and mask of utterances that are decoded where they lie.
+
+    Args:
+        arrays: See `StepDecoder.start`.
+    """
+
+    def __init__(self, arrays: Mapping[str, Float]) -> None:
+        self._mask = arrays.get("cross_mask")
+        self._views = {name: a for name, a in arrays.items() if name != "cross_mask"}
+
+    @property
+    def span(self) -> int:
+        """Positions of each utterance."""
+        return int(self._views["cross_k_0"].shape[-1])
+
+    @property
+    def address(self) -> int:
+        """Of the first array."""
+        return int(self._views["cross_k_0"].__array_interface__["data"][0])
+
+    def views(self) -> Mapping[str, Float]:
+        """The graph's inputs `cross_k_<layer>` and `cross_v_<layer>`."""
+        return self._views
+
+    def mask(self) -> Float | None:
+        """The graph's input `cross_mask`, float32[n, 1, 1, span]; None where it takes none."""
+        return self._mask
+
+
 class StepDecoder:
     """Runs the step graph for `n` utterances in lockstep, with memory that is allocated once.
 
@@ -185,7 +217,7 @@ class StepDecoder:
         self._shape = shape
         self._graph = StepGraph(session, shape, max_batch=max_batch, max_rows=max_rows)
         self.cells = CellCache(shape, cells, max_batch=max_batch)
-        self.cross: Mapping[str, Float] = {}
+        self.cross = HeldCross({})
         self.nbytes = self._graph.nbytes + self.cells.nbytes
 
     def start(self, cross: Mapping[str, Float]) -> None:
@@ -196,9 +228,8 @@ class StepDecoder:
                 float32[n, H, S, dk], and `cross_mask` float32[n, 1, 1, S] where the graph takes
                 it, which must stay as they are until the utterances are done.
         """
-        self.cross = cross
+        self.cross = HeldCross(cross)
         self.cells.clear(next(iter(cross.values())).shape[0])
-        self._graph.forget()
 
     @property
     def cells_used(self) -> int:

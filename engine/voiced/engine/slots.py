@@ -84,8 +84,9 @@ class SlotDecoder:
             one: The other decoder.
             rows: How many rows continue the prompt.
         """
-        mask = one.cross["cross_mask"][0, 0, 0]
-        self._spans.append(one.cross, mask.copy())
+        mask = one.cross.mask()
+        assert mask is not None  # a packed graph takes it
+        self._spans.append(one.cross.views(), mask[0, 0, 0].copy())
         self._cells.adopt(one.cells, rows)
 
     def leave(self, slot: int) -> None:
@@ -123,7 +124,7 @@ class SlotDecoder:
             own=self._shape.seen(tokens, causal=False),
             rows=counts,
             cells=self._cells,
-            cross={**self._spans.views(), "cross_mask": self._spans.mask()},
+            cross=self._spans,
         )
         parents = np.full((n, top), -1, np.int64)
         for slot, each in enumerate(rows):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,28 @@ Bool = npt.NDArray[np.bool_]
 
 _BOUND = 32
 """Shapes whose bindings are kept."""
+
+
+class Cross(Protocol):
+    """Keys and values of the encoder's output, where they lie."""
+
+    @property
+    def span(self) -> int:
+        """Positions of each utterance, padding included."""
+        ...
+
+    @property
+    def address(self) -> int:
+        """Of the first array. With the utterances and `span` it tells where all of them lie."""
+        ...
+
+    def views(self) -> Mapping[str, Float]:
+        """The graph's inputs `cross_k_<layer>` and `cross_v_<layer>`."""
+        ...
+
+    def mask(self) -> Float | None:
+        """The graph's input `cross_mask`, float32[n, 1, 1, span]; None where it takes none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +88,6 @@ class StepGraph:
         self.nbytes = sum(a.nbytes for a in self._fresh.values())
         self._bound: OrderedDict[tuple[int, ...], _Bound] = OrderedDict()
 
-    def forget(self) -> None:
-        """Drop all bindings: the cross-attention arrays are others now."""
-        self._bound.clear()
-
     def run(
         self,
         tokens: Int,
@@ -82,7 +100,7 @@ class StepGraph:
         own: Bool,
         rows: Sequence[int],
         cells: CellCache,
-        cross: Mapping[str, Float],
+        cross: Cross,
     ) -> StepResult:
         """Run once and keep the new cells.
 
@@ -96,15 +114,14 @@ class StepGraph:
             own: bool[n, B, B], which of the new cells each row sees and descends from.
             rows: How many of the B rows each slot has, its first.
             cells: The cache, with room for B cells.
-            cross: Keys and values, and `cross_mask` where the graph takes it.
+            cross: What the encoder left.
         """
         n, width = tokens.shape
         packed = self._shape.packed
         living = np.flatnonzero(live) if packed and live is not None else None
         count = n * width if living is None else len(living)
         answers = count if len(asked) == width else n * len(asked)
-        span = cross["cross_k_0"].shape[-1]
-        key = (n, width, len(asked), top, cells.size, span, count)
+        key = (n, width, len(asked), top, cells.size, cross.span, cross.address, count)
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bind(key, answers, cells, cross)
@@ -114,9 +131,11 @@ class StepGraph:
         inputs["scores"][:] = scores
         if packed:
             _point(inputs, n, width, living, asked)
-            inputs["cross_mask"][:] = cross["cross_mask"]
         else:
             inputs["rows"][:] = asked
+        mask = cross.mask()
+        if mask is not None:
+            inputs["cross_mask"][:] = mask
         np.multiply(~cells.ancestors, np.float32(MASKED), out=inputs["cache_mask"][:, 0])
         np.multiply(~own, np.float32(MASKED), out=inputs["new_mask"][:, 0])
         bound.call.run()
@@ -132,10 +151,8 @@ class StepGraph:
             specials,
         )
 
-    def _bind(
-        self, key: tuple[int, ...], answers: int, cells: CellCache, cross: Mapping[str, Float]
-    ) -> _Bound:
-        n, rows, asked, top, size, _, count = key
+    def _bind(self, key: tuple[int, ...], answers: int, cells: CellCache, cross: Cross) -> _Bound:
+        n, rows, asked, top, size, span, _, count = key
         s = self._shape
         f32, i32 = np.float32, np.int32
         inputs: dict[str, npt.NDArray[Any]] = {
@@ -145,15 +162,16 @@ class StepGraph:
             "top": np.array([top], np.int64),
             "cache_mask": np.zeros((n, 1, rows, size), f32),
             "new_mask": np.zeros((n, 1, rows, rows), f32),
-            **cross,
+            **cross.views(),
             **cells.views(),
         }
+        if cross.mask() is not None:
+            inputs["cross_mask"] = np.zeros((n, 1, 1, span), f32)
         if s.packed:
             inputs["live"] = np.zeros(count, i32)
             inputs["place"] = np.zeros(n * rows, i32)
             inputs["asked"] = np.zeros(answers, i32)
             inputs["ask_place"] = np.zeros((n, asked), i32)
-            inputs["cross_mask"] = np.zeros(cross["cross_mask"].shape, f32)
         else:
             inputs["rows"] = np.zeros(asked, i32)
         outputs: dict[str, npt.NDArray[Any]] = {
