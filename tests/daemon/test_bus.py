@@ -229,3 +229,43 @@ def test_publishing_before_open_and_after_close_is_harmless() -> None:
     bus.publish(STARTED)
     bus.close()
     assert bus.seq == 0
+
+
+def test_somebody_with_too_many_topics_costs_bounded_memory_and_the_others_come_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("voiced.daemon.bus._MAX_TOPIC_BYTES", 4_000)
+    metrics = Metrics()
+
+    async def scenario(bus: Bus, peers: Peers) -> None:
+        listener = await peers.subscriber(b"speech_started/desk")
+        greedy = await peers.subscriber()
+        endpoint = bus.endpoint
+        for number in range(100):
+            greedy.subscribe(b"x" * 90 + str(number).encode())
+        while not metrics.value("voiced_bus_cuts_total"):
+            bus.publish(STARTED)
+            await asyncio.sleep(0.01)
+        greedy.close(linger=0)
+        heard = None
+        while heard is None or heard.seq != bus.seq:
+            bus.publish(STARTED)
+            if await listener.poll(20):
+                _, heard = await received(listener)
+        assert bus.endpoint == endpoint
+
+    with_bus(scenario, metrics=metrics, heartbeat_s=0.05)
+    assert "too many topics" in caplog.text
+
+
+def test_a_subscription_that_is_no_topic_cuts_only_whoever_sends_it() -> None:
+    async def scenario(bus: Bus, peers: Peers) -> None:
+        listener = await peers.subscriber(b"speech_started/desk")
+        rude = await peers.subscriber()
+        rude.subscribe(b"x" * 2_000)
+        for _ in range(20):
+            bus.publish(STARTED)
+            await received(listener)
+        assert bus._topic_bytes < 100
+
+    with_bus(scenario)

@@ -219,6 +219,7 @@ class Daemon:
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler, number)
         loop.add_signal_handler(signal.SIGUSR1, self._inside.dump)
+        loop.set_exception_handler(logs.LoopErrors())
         try:
             is_clean = await self._supervisor.run(self._stop)
         finally:

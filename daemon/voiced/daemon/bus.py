@@ -1,13 +1,14 @@
 """ZeroMQ side of the daemon: everything that happens is published; plugins send intents back.
 
-Two sockets. PUB: two parts, `<type>/<stream>` and the JSON with `epoch`, `seq`, `wall_ms`; plain
-NOBLOCK sends from the loop (a PUB socket drops at its high-water mark, it never blocks). PULL:
-one part, an `intent`, which is published again under our own numbers.
+Two sockets. XPUB, a PUB that tells what is subscribed to: two parts, `<type>/<stream>` and the JSON
+with `epoch`, `seq`, `wall_ms`; plain NOBLOCK sends from the loop (it drops at its high-water mark,
+it never blocks). PULL: one part, an `intent`, which is published again under our own numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import secrets
@@ -45,6 +46,18 @@ _MAX_SLOT_LEVELS = 32
 """Lists and objects inside of each other: far below where decoding or encoding them fails."""
 _MAX_FRAME_BYTES = 1 << 20  # libzmq cuts a peer that sends more; RCVHWM x this bounds memory
 _RCVHWM = 100
+_MAX_SUBSCRIPTION_BYTES = 1_024
+"""Longest frame of a subscriber: the topic is at most 80, a handshake with CURVE about 600."""
+_MAX_TOPIC_BYTES = 1 << 20
+"""Of all that is subscribed to. libzmq keeps some 50 bytes for each and knows no limit: 100 000
+topics of 200 bytes took a gigabyte, which it never gave back."""
+_TOLD_AT_ONCE = 1_000
+_SUBSCRIPTION_HWM = 2
+"""Subscriptions of one peer that libzmq reads ahead: it takes in all that has come, whenever
+anything is sent."""
+_REBINDS = 500
+_HANDSHAKE_MS = 10_000
+"""After which a peer that says nothing is cut, CURVE or not."""
 _WARN_INTERVAL_S = 60.0
 
 
@@ -104,6 +117,7 @@ class Bus:
         self._send_hwm, self._linger_ms = send_hwm, linger_ms
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._pub: zmq.Socket[bytes] | None = None
+        self._topic_bytes = 0
         self._pull: zmq.asyncio.Socket | None = None
         self._rejected = _Rejections()
 
@@ -118,11 +132,7 @@ class Bus:
         try:
             if self._curve is not None:
                 self._curve.open(self._context)
-            self._pub = self._context.socket(zmq.PUB)
-            self._pub.set(zmq.SNDHWM, self._send_hwm)
-            if self._curve is not None:
-                self._curve.protect(self._pub, "subscribe")
-            self.endpoint = bind(self._pub, self.endpoint, "bus.endpoint")
+            self._open_pub(self._context)
             if self.ingest_endpoint is not None:
                 shadow = zmq.asyncio.Context.shadow(self._context.underlying)
                 self._pull = shadow.socket(zmq.PULL)
@@ -140,6 +150,16 @@ class Bus:
             self.ingest_endpoint,
             self.epoch,
         )
+
+    def _open_pub(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        self._pub = context.socket(zmq.XPUB)
+        self._pub.set(zmq.SNDHWM, self._send_hwm)
+        self._pub.set(zmq.RCVHWM, _SUBSCRIPTION_HWM)
+        self._pub.set(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
+        if self._curve is not None:
+            self._curve.protect(self._pub, "subscribe")
+        self.endpoint = bind(self._pub, self.endpoint, "bus.endpoint")
+        self._topic_bytes = 0
 
     @property
     def context(self) -> zmq.Context[zmq.Socket[bytes]]:
@@ -174,10 +194,45 @@ class Bus:
         if self._pub is None:
             return
         self.seq = numbered.message.seq or 0
-        self._pub.send_multipart([numbered.topic, numbered.body], flags=zmq.NOBLOCK)
+        self._send(self._pub, numbered.topic, numbered.body)
         if self.on_message is not None:
             self.on_message(numbered.message)
         self._metrics.bus_messages.inc()
+
+    def _send(self, pub: zmq.Socket[bytes], name: bytes, body: bytes) -> None:
+        """Send, unless that would take in more subscriptions than memory can be had for."""
+        if self._topic_bytes > _MAX_TOPIC_BYTES:
+            return
+        pub.send_multipart([name, body], flags=zmq.NOBLOCK)
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_TOLD_AT_ONCE):
+                told = pub.recv(zmq.NOBLOCK)  # 1 and a topic that is new; 0 and one that is gone
+                if told[:1] in (b"\0", b"\1"):
+                    self._topic_bytes += len(told) if told[0] else -len(told)
+
+    async def _begin_anew(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Let go of all subscribers: they come back by themselves, and see what they missed.
+
+        Raises:
+            EndpointInUse: Another process took the address meanwhile.
+        """
+        logger.warning(
+            "somebody subscribed to too many topics, all subscribers are cut bytes=%d expected=%d",
+            self._topic_bytes,
+            _MAX_TOPIC_BYTES,
+        )
+        self._metrics.bus_cuts.inc()
+        for left in reversed(range(_REBINDS)):
+            if self._pub is not None:
+                self._pub.close(linger=0)
+            try:
+                self._open_pub(context)
+            except EndpointInUse:  # libzmq lets go of the port on a thread of its own
+                if not left:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                return
 
     async def run(self) -> None:
         """Send heartbeats and take intents until cancelled."""
@@ -204,11 +259,13 @@ class Bus:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
+            if self._context is not None and self._topic_bytes > _MAX_TOPIC_BYTES:
+                await self._begin_anew(self._context)
             beat = Heartbeat(
                 stream="-", epoch=self.epoch, seq=self.seq, wall_ms=self._clock.wall_ms()
             )
             if self._pub is not None:
-                self._pub.send_multipart([topic(beat), encode(beat)], flags=zmq.NOBLOCK)
+                self._send(self._pub, topic(beat), encode(beat))
             self.beats += 1
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
@@ -300,6 +357,7 @@ def bind(zmq_socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, sett
     # libzmq would take over a socket on which somebody listens.
     if endpoint.startswith("ipc://") and is_answered(Path(endpoint.removeprefix("ipc://"))):
         raise EndpointInUse(endpoint, setting)
+    zmq_socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
     try:
         zmq_socket.bind(endpoint)
     except zmq.ZMQError as error:

@@ -241,7 +241,6 @@ class CurveServer:
         socket.set(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
         socket.set_string(zmq.ZAP_DOMAIN, domain)
         socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler: nobody, instead of everybody
-        socket.set(zmq.HANDSHAKE_IVL, 10_000)
 
     async def run(self) -> None:
         """Answer ZeroMQ's questions until cancelled."""

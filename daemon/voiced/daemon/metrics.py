@@ -160,6 +160,12 @@ class Metrics:
             registry=registry,
         )
 
+        self.bus_cuts = Counter(
+            "voiced_bus_cuts",
+            "Times all subscribers were cut because somebody had too many topics",
+            registry=registry,
+        )
+
     def watch_engine(self, load: Callable[[], EngineLoad]) -> None:
         """Add gauges of the engine's queue and its totals, read when `/metrics` is; call once."""
         readers: dict[str, tuple[str, Callable[[], float]]] = {
