@@ -83,6 +83,28 @@ def test_config_check_warns_about_unknown_variables(tmp_path: Path) -> None:
     assert "did you mean VOICED_SERVER_PORT?" in result.stderr
 
 
+def test_config_check_finds_what_a_daemon_would_not_start_with(tmp_path: Path) -> None:
+    file = tmp_path / "voiced.toml"
+    file.write_text('[server]\nhost = "0.0.0.0"\ntls = { key = "key.pem" }\n')
+    result = voiced("config", "check", "--config", str(file), VOICED_BUS_ENDPOINT="tcp://*:8766")
+    assert result.returncode == 2
+    head, *problems = result.stderr.splitlines()
+    assert head == "voiced: 3 problems in the configuration"
+    starts = [
+        f'{file}: server.host = "0.0.0.0": can be reached from other machines',
+        'VOICED_BUS_ENDPOINT: bus.endpoint = "tcp://*:8766": can be reached from other',
+        f"{file}: server.tls.key = key.pem: does nothing without",
+    ]
+    for problem, start in zip(problems, starts, strict=True):
+        assert problem.strip().startswith(start)
+    result = voiced(
+        "config", "check", VOICED_SERVER_HOST="0.0.0.0", VOICED_SERVER_INSECURE="true",
+        XDG_CONFIG_HOME=str(tmp_path),
+    )  # fmt: skip
+    assert result.returncode == 0
+    assert "voiced: warning: insecure: server.host" in result.stderr
+
+
 def test_config_show_says_where_each_value_came_from(tmp_path: Path) -> None:
     file = tmp_path / "voiced.toml"
     file.write_text("[engine]\nbeam = 2\n", encoding="utf-8")

@@ -20,6 +20,24 @@ from voiced.daemon.watched import Watched
 logger = logging.getLogger(__name__)
 
 
+def problems_of(settings: Settings, passed: Sequence[socket.socket] = ()) -> list[Problem]:
+    """Return what keeps a daemon from starting, as far as the settings alone tell.
+
+    Args:
+        settings: All of them.
+        passed: Listening sockets that are served instead of `server.host`.
+    """
+    found = exposure.problems(settings, passed)
+    server, curve = settings.server, settings.bus.curve
+    for key, value, needs, other in (
+        ("server.tls.key", server.tls.key, server.tls.certificate, "server.tls.certificate"),
+        ("bus.curve.allowed", curve.allowed, curve.key, "bus.curve.key"),
+    ):
+        if value is not None and needs is None:
+            found.append(Problem("settings", key, f"does nothing without `{other}`", value))
+    return found
+
+
 class Security:
     """Tokens, certificate, keys and limits of one daemon."""
 
@@ -33,15 +51,8 @@ class Security:
                 that nothing uses.
             FileRefused: A file cannot be used.
         """
-        problems = exposure.problems(settings, passed)
         server, curve = settings.server, settings.bus.curve
-        for key, value, needs in (
-            ("server.tls.key", server.tls.key, server.tls.certificate),
-            ("bus.curve.allowed", curve.allowed, curve.key),
-        ):
-            if value is not None and needs is None:
-                other = "server.tls.certificate" if "tls" in key else "bus.curve.key"
-                problems.append(Problem("settings", key, f"does nothing without `{other}`", value))
+        problems = problems_of(settings, passed)
         if problems:
             raise ConfigError(problems)
         for warning in exposure.warnings(settings, passed):

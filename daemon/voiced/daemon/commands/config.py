@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from voiced.daemon.config import KEYS, Loaded, load, show, value_of
+from voiced.daemon import exposure
+from voiced.daemon.config import KEYS, ConfigError, Loaded, load, show, value_of
+from voiced.daemon.security import problems_of
 
 
 def check(file: Path | None) -> int:
-    """Read every source; say that it is good, or raise `ConfigError` with every problem."""
+    """Read every source; say that it is good, or raise `ConfigError` with every problem.
+
+    Good is what a daemon would start with, as far as the settings tell.
+    Keys and certificates are not opened: whoever checks need not be allowed to read them.
+    """
     loaded = load(file=file)
     warn(loaded)
+    for warning in exposure.warnings(loaded.settings):
+        print(f"voiced: warning: insecure: {warning}", file=sys.stderr)
+    problems = problems_of(loaded.settings)
+    if problems:
+        raise ConfigError(
+            [replace(each, source=loaded.origins.get(each.key, each.source)) for each in problems]
+        )
     print(f"configuration is valid ({loaded.file or 'no file, defaults'})")
     return 0
 
