@@ -84,16 +84,21 @@ def test_config_check_warns_about_unknown_variables(tmp_path: Path) -> None:
 
 
 def test_config_check_finds_what_a_daemon_would_not_start_with(tmp_path: Path) -> None:
-    file = tmp_path / "voiced.toml"
-    file.write_text('[server]\nhost = "0.0.0.0"\ntls = { key = "key.pem" }\n')
+    file, hotwords = tmp_path / "voiced.toml", tmp_path / "hotwords.txt"
+    hotwords.write_text("Merneptah\n...\n")
+    file.write_text(
+        f'[server]\nhost = "0.0.0.0"\ntls = {{ key = "key.pem" }}\n'
+        f'[engine]\nhotwords_file = "{hotwords}"\n'
+    )
     result = voiced("config", "check", "--config", str(file), VOICED_BUS_ENDPOINT="tcp://*:8766")
     assert result.returncode == 2
     head, *problems = result.stderr.splitlines()
-    assert head == "voiced: 3 problems in the configuration"
+    assert head == "voiced: 4 problems in the configuration"
     starts = [
         f'{file}: server.host = "0.0.0.0": can be reached from other machines',
         'VOICED_BUS_ENDPOINT: bus.endpoint = "tcp://*:8766": can be reached from other',
         f"{file}: server.tls.key = key.pem: does nothing without",
+        f'{hotwords}:2: hotword = "...": must hold a letter or a digit',
     ]
     for problem, start in zip(problems, starts, strict=True):
         assert problem.strip().startswith(start)

@@ -17,6 +17,7 @@ from voiced.engine.types import (
     EngineInfo,
     EngineLoad,
     Gear,
+    Hotword,
     Request,
     RequestKind,
     Timings,
@@ -121,13 +122,14 @@ def test_a_request_keeps_its_audio_and_the_time_it_has_left(
 ) -> None:
     segment = Segment(3, "mic", 160, np.array(pcm, dtype=np.int16), "en")
     deadline_ns = None if left_ns is None else now_ns + left_ns
-    request = Request(segment, kind, 2, deadline_ns)
+    hotwords = (Hotword("Merneptah", 1.5), Hotword("车库门", 2.0))
+    request = Request(segment, kind, 2, deadline_ns, hotwords)
     message = ipc.decode_from_host(ipc.encode(ipc.submit_of(9, request, now_ns)))
     assert isinstance(message, ipc.Submit)
     there = ipc.request_of(message, here_ns)
     assert there.segment.pcm.tolist() == pcm
     assert there.deadline_ns == (None if left_ns is None else here_ns + left_ns)
-    assert (there.kind, there.revision) == (kind, 2)
+    assert (there.kind, there.revision, there.hotwords) == (kind, 2, hotwords)
     copy = there.segment
     assert (copy.id, copy.stream, copy.start_sample, copy.language) == (3, "mic", 160, "en")
 

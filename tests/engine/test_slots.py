@@ -15,6 +15,7 @@ from voiced.engine.build.graph import Precision
 from voiced.engine.build.whisper_step import step_graph
 from voiced.engine.cells import CellCache, DecoderShape, SpanCache
 from voiced.engine.decode import BeamSearch, StepDecoder
+from voiced.engine.hotwords import ContextGraph, HotwordSearch
 from voiced.engine.slots import Rows, SlotDecoder
 
 PACKED = replace(SHAPE, packed=True)
@@ -32,7 +33,9 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 class Speaker:
     """One utterance: encoded, its prompt run, ready to join."""
 
-    def __init__(self, session: Session, seed: int, beam: int) -> None:
+    def __init__(
+        self, session: Session, seed: int, beam: int, graph: ContextGraph | None = None
+    ) -> None:
         rng = np.random.default_rng(seed)
         span = SPANS[seed % len(SPANS)]
         shapes = {"k": (1, DIMS.heads, DIMS.d_head, span), "v": (1, DIMS.heads, span, DIMS.d_head)}
@@ -44,10 +47,13 @@ class Speaker:
         cross["cross_mask"] = rng.standard_normal((1, 1, 1, span)).astype(np.float32)
         self.decoder = StepDecoder(session, PACKED, cells=CELLS, max_batch=1, max_rows=4)
         self.decoder.start(cross)
-        result = self.decoder.step(
-            [PROMPT], np.arange(4)[None], causal=True, rows=[3], scores=[[0.0]], top=beam + 1
-        )
         self.search = BeamSearch(beam=beam, max_tokens=LIMIT)
+        if graph is not None:
+            self.search = HotwordSearch(beam=beam, max_tokens=LIMIT, graph=graph, top=beam + 9)
+        top = self.search.top + 1
+        result = self.decoder.step(
+            [PROMPT], np.arange(4)[None], causal=True, rows=[3], scores=[[0.0]], top=top
+        )
         self.search.begin(result.best_scores[0], result.best_tokens[0], banned=frozenset())
         self.position = 4
 
@@ -87,8 +93,8 @@ class Room:
             self.step()
 
 
-def alone(session: Session, seed: int, beam: int) -> Speaker:
-    room, speaker = Room(session), Speaker(session, seed, beam)
+def alone(session: Session, seed: int, beam: int, graph: ContextGraph | None = None) -> Speaker:
+    room, speaker = Room(session), Speaker(session, seed, beam, graph)
     room.join(speaker)
     room.run()
     return speaker
@@ -136,6 +142,24 @@ def test_no_text_depends_on_who_comes_and_goes(
     room.run()
     for speaker, seed, beam in came:
         assert speaker.found == alone(session, seed, beam).found
+
+
+@pytest.mark.parametrize("steps", range(0, LIMIT, 3))
+def test_no_text_depends_on_the_hotwords_of_others(session: Session, steps: int) -> None:
+    plain = [alone(session, seed, 5).found for seed in (1, 3)]
+    phrases = [((int(t), int(t + 1)), 4.0) for t in range(0, len(TEXT_IDS) - 1, 2)]
+    graph = ContextGraph(phrases, lambda first, second: False)
+    guided = alone(session, 2, 5, graph).found
+    assert guided != alone(session, 2, 5).found  # they do something
+    room = Room(session)
+    speakers = [Speaker(session, 1, 5), Speaker(session, 2, 5, graph), Speaker(session, 3, 5)]
+    for speaker in speakers:
+        room.join(speaker)
+        for _ in range(steps):
+            if room.inside:
+                room.step()
+    room.run()
+    assert [each.found for each in speakers] == [plain[0], guided, plain[1]]
 
 
 def test_a_row_that_may_not_go_on_is_not_computed(session: Session) -> None:

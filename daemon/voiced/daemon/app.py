@@ -33,6 +33,7 @@ from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import StartTimeout
 from voiced.daemon.events import Events
+from voiced.daemon.hotwords import hotwords_of
 from voiced.daemon.inside import Inside
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
@@ -102,6 +103,7 @@ class Daemon:
         self._address_file = address_file
         self._metrics = Metrics()
         self._engine = EngineSwitch(engine_config(settings))
+        self._engine.hotwords = hotwords_of(settings.engine)
         self._security = Security(settings, self._metrics, passed)
         self._bus = Bus(
             settings.bus.endpoint,
@@ -279,10 +281,12 @@ class Daemon:
         settings = reload.merge(self._settings, new, names)
         try:
             chains = self._chains(settings.vad)
-        except AudioError as error:  # another detector, which is not here
+            hotwords = hotwords_of(settings.engine)
+        except (AudioError, ConfigError) as error:  # another detector or file, which is not here
             logger.error("reload refused, everything stays as it was: %s", error)
             return
         self._settings = settings
+        self._engine.hotwords = hotwords
         logs.set_level(settings.logging.level)
         self._streams.configure(
             open_chain=chains,
@@ -626,6 +630,7 @@ def session_settings(settings: Settings) -> SessionSettings:
             max_ms=settings.vad.end_max_ms,
         ),
         include_text=settings.logging.include_text,
+        hotwords_score=settings.engine.hotwords_score,
     )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from voiced.daemon.errors import DaemonError
@@ -53,6 +53,16 @@ PLUGINS_SECTION = "plugins"
 
 Endpoint = Annotated[str, Field(pattern=r"^(tcp://[^\s:]+:(\d+|\*)|ipc://\S+)$")]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+def _checked_hotword(text: str) -> str:
+    from voiced.engine.hotwords import parse_hotword  # heavy, and seldom needed
+
+    parse_hotword(text, 1.0)
+    return text
+
+
+HotwordText = Annotated[str, AfterValidator(_checked_hotword)]
 
 
 class ServerSettings(_Section):
@@ -253,6 +263,25 @@ class EngineSettings(_Section):
         gt=0,
         le=3_600,
         description="An engine call longer than this means a hung worker, which is replaced.",
+    )
+    hotwords: tuple[HotwordText, ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="Phrases that are likely to be said, as `Samantha Jones`, or "
+        "`Samantha Jones :2.5` with a bonus of its own.",
+    )
+    hotwords_file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="File with more of them, one a line; `#` begins a comment. Read again at a "
+        "reload.",
+    )
+    hotwords_score: float = Field(
+        default=2.0,
+        gt=0,
+        le=10,
+        description="Bonus for each token of a phrase that has none of its own, added to the "
+        "model's log-probability.",
     )
     mindspore_lite: MindsporeLiteSettings = MindsporeLiteSettings()
     fireredasr: FireRedSettings = FireRedSettings()
@@ -747,6 +776,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> Iterator[Pro
 
 
 def _rule(message: str) -> str:
+    message = message.removeprefix("Value error, ")
     return re.sub(r"^\w+ should (be|match|have)", r"must \1", _lower_first(message))
 
 

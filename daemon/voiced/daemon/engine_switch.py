@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from voiced.audio.frames import RATE_HZ, Segment
+from voiced.daemon.hotwords import merged
 from voiced.engine.host import EngineHost
 from voiced.engine.types import (
     EngineConfig,
     EngineInfo,
     EngineLoad,
     EngineTotals,
+    Hotword,
     Request,
     RequestKind,
     Transcript,
@@ -42,6 +45,8 @@ class EngineSwitch:
         *,
         make_host: Callable[[EngineConfig], EngineHost] = EngineHost,
     ) -> None:
+        self.hotwords: tuple[Hotword, ...] = ()
+        """Those of every stream, from the next request on; a stream may have more."""
         self._make_host = make_host
         self._current = make_host(config)
         self._old: EngineHost | None = None
@@ -85,6 +90,8 @@ class EngineSwitch:
         self._seen[segment] = None
         if len(self._seen) > _SEEN_LIMIT:  # dropped ones get no final
             self._release(next(iter(self._seen)))
+        if self.hotwords:
+            request = replace(request, hotwords=merged(self.hotwords, request.hotwords))
         try:
             return await self._host_of(segment).recognize(request)
         finally:

@@ -9,6 +9,7 @@ DaemonError             base; `code` is stable and goes on the wire
 │   ├── ResumeRefused       resume_refused: the stream cannot go on, or not for this client
 │   ├── NotReady            not_ready: the engine is still loading or being replaced
 │   ├── UnknownLanguage     unknown_language: the bundle cannot recognise it
+│   ├── HotwordRefused      bad_message: a hotword of the stream is none
 │   └── ShuttingDown        shutting_down: the daemon is about to exit
 ├── StreamBroken        internal: a fault of ours ended the stream
 ├── SlowClient          slow_client: a client does not read what it is sent
@@ -157,6 +158,19 @@ class UnknownLanguage(StreamRefused):
             f"language {self.language!r} is not served; "
             f"expected one of {', '.join(self.known)}, or none to let the engine choose"
         )
+
+
+class HotwordRefused(StreamRefused):
+    """A text among the stream's hotwords is none."""
+
+    code = "bad_message"
+
+    def __init__(self, text: str, rule: str) -> None:
+        super().__init__(text, rule)
+        self.text, self.rule = text, rule
+
+    def __str__(self) -> str:
+        return f"hotword {self.text!r}: {self.rule}"
 
 
 class ShuttingDown(StreamRefused):

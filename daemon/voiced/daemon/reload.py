@@ -23,6 +23,9 @@ class Effect(StrEnum):
 _NOW = frozenset(
     {
         "bus.eager",
+        "engine.hotwords",
+        "engine.hotwords_file",
+        "engine.hotwords_score",
         "engine.language",
         "limits.busy_age_s",
         "limits.final_timeout_s",

@@ -51,7 +51,7 @@ from voiced.daemon.wire import (
     SpeechEnded,
     SpeechStarted,
 )
-from voiced.engine.types import Request, RequestKind, Transcript
+from voiced.engine.types import Hotword, Request, RequestKind, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,10 @@ class SessionSettings:
     """The client is offered `eager_final`."""
     publishes_eager: bool = False
     """The bus is."""
+    hotwords: tuple[Hotword, ...] = ()
+    """The client's own."""
+    hotwords_score: float = 2.0
+    """Bonus of those that the client gave none."""
     endpoint: EndpointPolicy = field(default_factory=EndpointPolicy)
     include_text: bool = False
     """Log what people said, at DEBUG."""
@@ -492,7 +496,7 @@ class StreamSession:
         deadline_ns = self._asker.deadline_ns(timeout_s)
         self._pace.asked(self._clock.monotonic_ns())
         outcome = await self._asker.ask(
-            Request(segment, RequestKind.PARTIAL, state.asked, deadline_ns), timeout_s
+            self._request(segment, RequestKind.PARTIAL, state.asked, deadline_ns), timeout_s
         )
         self._pace.answered(self._clock.monotonic_ns())
         state.partial = None
@@ -500,6 +504,11 @@ class StreamSession:
             self._metrics.partials_dropped.labels(reason=outcome.code).inc()
         else:
             self._emit_partial(state, outcome, segment.end_sample, is_searched=False)
+
+    def _request(
+        self, segment: Segment, kind: RequestKind, revision: int, deadline_ns: int | None = None
+    ) -> Request:
+        return Request(segment, kind, revision, deadline_ns, self._settings.hotwords)
 
     def _emit_partial(
         self, state: _State, transcript: Transcript, end_sample: int, *, is_searched: bool
@@ -525,7 +534,7 @@ class StreamSession:
             if speculation is not None:
                 outcome = await self._speculated(speculation, state.id, deadline_ns)
             if outcome is None:
-                request = Request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
+                request = self._request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
                 outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         finally:
             del self._waiting_since[state.id]
@@ -550,7 +559,7 @@ class StreamSession:
     async def _speculate(self, state: _State, snapshot: Segment) -> Transcript | Failure:
         if state.speculation is not None:
             state.speculation.is_asked = True
-        request = Request(snapshot, RequestKind.EAGER, state.asked)
+        request = self._request(snapshot, RequestKind.EAGER, state.asked)
         outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         if isinstance(outcome, Transcript) and state is self._open and not self.is_ending:
             self._on_eager(state, outcome, snapshot)

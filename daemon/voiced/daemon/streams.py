@@ -21,6 +21,7 @@ from voiced.daemon.errors import (
     TooManyStreams,
     UnknownLanguage,
 )
+from voiced.daemon.hotwords import hotwords_of_stream
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import Outlet
 from voiced.daemon.overload import OverloadRules
@@ -124,6 +125,7 @@ class Streams:
         if refusal is not None:
             self.metrics.streams_refused.labels(code=refusal.code).inc()
             raise refusal
+        hotwords = hotwords_of_stream(start.hotwords, self._settings.hotwords_score)
         intake, front = self._open_chain(name, start)
         session = StreamSession(
             name,
@@ -139,6 +141,7 @@ class Streams:
                 wants_eager=start.eager,
                 language=start.language,
                 endpoint=endpoint_policy(self._settings.endpoint, start.vad),
+                hotwords=hotwords,
             ),
             metrics=self.metrics,
             clock=self._clock,

@@ -19,6 +19,7 @@ VadName = Literal["cascade", "silero", "webrtc"]
 # which stands for no stream.
 StreamName = Annotated[str, msgspec.Meta(pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])\Z")]
 Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}\Z")]
+HotwordText = Annotated[str, msgspec.Meta(min_length=1, max_length=72)]
 
 
 class AudioParams(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -55,6 +56,8 @@ class Start(msgspec.Struct, tag_field="type", tag="start", forbid_unknown_fields
     eager: bool = False
     """`eager_final` and `resumed` are wanted."""
     vad: VadParams = VadParams()
+    hotwords: Annotated[tuple[HotwordText, ...], msgspec.Meta(max_length=100)] = ()
+    """Phrases that are likely to be said in this stream, beside those of `engine.hotwords`."""
     resume: bool = False
 
 

@@ -65,6 +65,13 @@ class Hypothesis:
     """Mean log-probability per token, the end of text counted."""
     ended: bool
     """The model ended it by itself; False after a loop or the token limit."""
+    bonus: float = 0.0
+    """Of hotwords, per token; what it was ranked by beside `score`."""
+
+    @property
+    def rank(self) -> float:
+        """The higher, the better."""
+        return self.score + self.bonus
 
 
 class BeamSearch:
@@ -78,11 +85,15 @@ class BeamSearch:
     def __init__(self, *, beam: int, max_tokens: int) -> None:
         self.beam = beam
         """Rows kept."""
+        self.top = beam
+        """Candidates that `advance` wants."""
         self._max_tokens = max_tokens
         self.rows: list[tuple[int, ...]] = []
         """Tokens of each live row."""
         self.scores: list[float] = []
         """Summed log-probability of each live row; `DEAD` for one that may not go on."""
+        self.parents: list[int] = []
+        """The row of the last step that each row continues."""
         self._ended: list[Hypothesis] = []
         self.done = False
 
@@ -104,18 +115,18 @@ class BeamSearch:
         worst = float(scores[-1])
         for row, end in enumerate(ends):
             if float(end) > worst and self.scores[row] > DEAD:
-                self._ended.append(self._close(row, float(end)))
-        before = self.rows
-        self.rows = [(*before[p], int(t)) for p, t in zip(parents, tokens, strict=True)]
+                self._ended.append(self._close(row, float(end), ended=True))
+        before, self.parents = self.rows, [int(p) for p in parents]
+        self.rows = [(*before[p], int(t)) for p, t in zip(self.parents, tokens, strict=True)]
         self.scores = [
             DEAD if float(s) <= DEAD or in_loop(row) else float(s)
             for s, row in zip(scores, self.rows, strict=True)
         ]
         self.done = self._finished()
 
-    def _close(self, row: int, total: float) -> Hypothesis:
+    def _close(self, row: int, total: float, *, ended: bool) -> Hypothesis:
         tokens = self.rows[row]
-        return Hypothesis(tokens, total / (len(tokens) + 1), ended=True)
+        return Hypothesis(tokens, total / (len(tokens) + 1), ended)
 
     def _finished(self) -> bool:
         length, best_live = len(self.rows[0]), max(self.scores)
@@ -123,15 +134,14 @@ class BeamSearch:
             return True
         if not self._ended:
             return False
-        return max(h.score for h in self._ended) >= best_live / (length + 1)
+        return max(h.rank for h in self._ended) >= best_live / (length + 1)
 
     def results(self) -> list[Hypothesis]:
         """Hypotheses, best first: those that ended, else the best live row."""
         if self._ended:
-            return sorted(self._ended, key=lambda h: h.score, reverse=True)
+            return sorted(self._ended, key=lambda h: h.rank, reverse=True)
         best = max(range(len(self.rows)), key=self.scores.__getitem__)
-        tokens = self.rows[best]
-        return [Hypothesis(tokens, self.scores[best] / (len(tokens) + 1), ended=False)]
+        return [self._close(best, self.scores[best], ended=False)]
 
 
 class Decoder(Protocol):

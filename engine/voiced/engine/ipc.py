@@ -23,6 +23,7 @@ from voiced.engine.types import (
     EngineInfo,
     EngineLoad,
     Gear,
+    Hotword,
     Request,
     RequestKind,
     Transcript,
@@ -33,7 +34,9 @@ T = TypeVar("T")
 PROTOCOL = 3
 MAX_SEGMENT_SAMPLES = 600 * RATE_HZ
 """Longest segment that crosses: far above any gear, far below what would hurt."""
-MAX_MESSAGE_BYTES = 2 * MAX_SEGMENT_SAMPLES + 65_536
+MAX_HOTWORDS = 2_000
+"""Of one request."""
+MAX_MESSAGE_BYTES = 2 * MAX_SEGMENT_SAMPLES + MAX_HOTWORDS * 300 + 65_536
 _MAX_TEXT = 4_096
 
 Text = Annotated[str, msgspec.Meta(max_length=_MAX_TEXT)]
@@ -71,6 +74,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True):
     language: str | None = None
     time_left_ns: int | None = None
     """Until the deadline; negative when it has passed; None waits for ever."""
+    hotwords: Annotated[tuple[Hotword, ...], msgspec.Meta(max_length=MAX_HOTWORDS)] = ()
 
 
 class Promote(msgspec.Struct, tag="promote", frozen=True):
@@ -236,6 +240,7 @@ def submit_of(job: int, request: Request, now_ns: int) -> Submit:
         pcm=segment.pcm.tobytes(),
         language=segment.language,
         time_left_ns=time_left_of(request.deadline_ns, now_ns),
+        hotwords=request.hotwords,
     )
 
 
@@ -258,6 +263,7 @@ def request_of(message: Submit, now_ns: int) -> Request:
         kind=message.kind,
         revision=message.revision,
         deadline_ns=deadline_of(message.time_left_ns, now_ns),
+        hotwords=message.hotwords,
     )
 
 

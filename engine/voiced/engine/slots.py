@@ -102,7 +102,7 @@ class SlotDecoder:
     def step(self, rows: Sequence[Rows]) -> None:
         """Run one step of every search, in the order of their slots; none of them is done."""
         n, most = len(rows), max(len(each.search.rows) for each in rows)
-        top = max(each.search.beam for each in rows)
+        top = max(each.search.top for each in rows)
         tokens = np.zeros((n, most), np.int32)
         positions = np.zeros((n, most), np.int32)
         scores = np.full((n, most), DEAD, np.float32)
@@ -126,14 +126,14 @@ class SlotDecoder:
             cells=self._cells,
             cross=self._spans,
         )
-        parents = np.full((n, top), -1, np.int64)
+        parents = np.full((n, max(each.search.beam for each in rows)), -1, np.int64)
         for slot, each in enumerate(rows):
-            kept = each.search.beam
-            parents[slot, :kept] = result.best_rows[slot, :kept]
-            each.search.advance(
-                result.best_scores[slot, :kept],
-                result.best_rows[slot, :kept],
-                result.best_tokens[slot, :kept],
-                result.end_scores[slot, : len(each.search.rows)],
+            search = each.search
+            search.advance(
+                result.best_scores[slot, : search.top],
+                result.best_rows[slot, : search.top],
+                result.best_tokens[slot, : search.top],
+                result.end_scores[slot, : len(search.rows)],
             )
+            parents[slot, : search.beam] = search.parents
         self._cells.follow(parents)

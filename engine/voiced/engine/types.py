@@ -32,6 +32,15 @@ class Gear:
     batch: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Hotword:
+    """A phrase that is likely to be said."""
+
+    phrase: str
+    score: float
+    """Added to the log-probability for each of its tokens."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
     """The engine's one question: what was said in this segment?"""
@@ -41,6 +50,7 @@ class Request:
     revision: int = 1
     deadline_ns: int | None = None
     """Monotonic time after which nobody wants the answer; None waits for ever."""
+    hotwords: tuple[Hotword, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from voiced.daemon import exposure
 from voiced.daemon.config import KEYS, ConfigError, Loaded, load, show, value_of
+from voiced.daemon.hotwords import hotwords_of
 from voiced.daemon.security import problems_of
 
 
 def check(file: Path | None) -> int:
     """Read every source; say that it is good, or raise `ConfigError` with every problem.
 
-    Good is what a daemon would start with, as far as the settings tell.
+    Good is what a daemon would start with, as far as the settings and the file of hotwords tell.
     Keys and certificates are not opened: whoever checks need not be allowed to read them.
     """
     loaded = load(file=file)
@@ -23,6 +24,10 @@ def check(file: Path | None) -> int:
     for warning in exposure.warnings(loaded.settings):
         print(f"voiced: warning: insecure: {warning}", file=sys.stderr)
     problems = problems_of(loaded.settings)
+    try:
+        hotwords_of(loaded.settings.engine)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(
             [replace(each, source=loaded.origins.get(each.key, each.source)) for each in problems]

@@ -104,7 +104,7 @@ class Vocabulary:
 
     def __init__(self, ids: Sequence[int], pieces: Sequence[bytes]) -> None:
         self.ids = tuple(ids)
-        self._pieces = tuple(pieces)
+        self.pieces = tuple(pieces)
 
     @classmethod
     def read(cls, path: Path) -> Vocabulary:
@@ -114,7 +114,7 @@ class Vocabulary:
 
     def text(self, columns: Sequence[int]) -> str:
         """Join tokens; a character cut in the middle of its bytes is left out."""
-        return b"".join(self._pieces[c] for c in columns).decode("utf-8", errors="ignore")
+        return b"".join(self.pieces[c] for c in columns).decode("utf-8", errors="ignore")
 
 
 def frames_needed(samples: int) -> int:
@@ -154,10 +154,11 @@ def is_no_speech(best: Hypothesis, no_speech: float) -> bool:
 
 
 @functools.cache
-def _to_simplified() -> Any:
+def chinese_converter(name: str) -> Any:
+    """Between scripts: `t2s` to simplified characters, `s2t` to traditional ones."""
     from opencc import OpenCC
 
-    return OpenCC("t2s")
+    return OpenCC(name)
 
 
 def clean_text(text: str, language: str) -> str:
@@ -166,7 +167,7 @@ def clean_text(text: str, language: str) -> str:
     Whisper writes Mandarin in a mixture of both scripts (54 of 88 dev clips).
     """
     text = unicodedata.normalize("NFC", text).strip()
-    return str(_to_simplified().convert(text)) if language == "zh" and text else text
+    return str(chinese_converter("t2s").convert(text)) if language == "zh" and text else text
 
 
 def join_pieces(pieces: Sequence[tuple[str, str]]) -> str:

@@ -126,7 +126,7 @@ class WhisperBatch:
             times.append(time.perf_counter())
             loan.prefill([features])
             times.append(time.perf_counter())
-            utterance = Utterance(len(piece), work.request.segment.language)
+            utterance = Utterance(len(piece), work.request.segment.language, work.request.hotwords)
             begun = self._model.join(
                 loan, utterance, beam=self._beam_of(work.request), configured=self._languages
             )

@@ -36,9 +36,14 @@ from voiced.engine.families.whisper_graphs import (
     Tail,
     WhisperGraphs,
 )
+from voiced.engine.families.whisper_hotwords import HotwordGraphs
 from voiced.engine.graphs import open_graphs
+from voiced.engine.hotwords import HotwordSearch
 from voiced.engine.slots import SlotDecoder
-from voiced.engine.types import Gear
+from voiced.engine.types import Gear, Hotword
+
+CANDIDATES = 32
+"""Of a step, where an utterance has hotwords: 64 and 128 found no more on dev speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Utterance:
 
     samples: int
     language: str | None
+    hotwords: tuple[Hotword, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class WhisperModel:
             ) from error
         self.languages = tuple(self.tokens.languages)
         self.vocabulary = Vocabulary.read(root / self.tokens.text)
+        self._hotwords = HotwordGraphs(self.vocabulary)
         self._graphs = open_graphs(root, manifest, backend, threads=threads)
         self._memory = self._open(root, manifest, max_batch, max_beam, tail_frames)
         self.gears = self._memory.gears
@@ -205,7 +212,7 @@ class WhisperModel:
         """Search the text of the first len(`utterances`) rows of the loan, in lockstep."""
         decoder = loan.begin(len(utterances))
         begun = self._prompt(decoder, utterances, beam=beam, configured=configured)
-        steps = self._search(decoder, [each.search for each in begun], beam)
+        steps = self._search(decoder, [each.search for each in begun])
         return [each.decoded(taken) for each, taken in zip(begun, steps, strict=True)]
 
     def join(
@@ -229,7 +236,9 @@ class WhisperModel:
     ) -> list[Begun]:
         """Choose languages where none is pinned, and take the first tokens."""
         n, tokens = len(utterances), self.tokens
-        begin = partial(decoder.step, causal=True, scores=np.zeros((n, 1)), top=beam + 1)
+        searches = [self._open_search(each, beam) for each in utterances]
+        top = 1 + max(each.top for each in searches)
+        begin = partial(decoder.step, causal=True, scores=np.zeros((n, 1)), top=top)
 
         def codes(choices: Sequence[LanguageChoice]) -> list[list[int]]:
             tail = [tokens.transcribe, tokens.no_timestamps]
@@ -252,20 +261,28 @@ class WhisperModel:
             ]
             result = begin(codes(languages), np.arange(1, PROMPT)[None], rows=[2])
 
-        begun = []
-        for i, utterance in enumerate(utterances):
-            limit = max_tokens(utterance.samples, self.info.decoder_positions)
-            search = BeamSearch(beam=beam, max_tokens=limit)
+        for i, search in enumerate(searches):
+            first = slice(0, search.top + 1)
             search.begin(
-                result.best_scores[i], result.best_tokens[i], banned=frozenset({tokens.blank})
+                result.best_scores[i, first],
+                result.best_tokens[i, first],
+                banned=frozenset({tokens.blank}),
             )
-            begun.append(Begun(search, languages[i], no_speech[i]))
-        return begun
+        return [Begun(*each) for each in zip(searches, languages, no_speech, strict=True)]
 
-    def _search(self, decoder: Decoder, searches: Sequence[BeamSearch], beam: int) -> list[int]:
+    def _open_search(self, utterance: Utterance, beam: int) -> BeamSearch:
+        limit = max_tokens(utterance.samples, self.info.decoder_positions)
+        graph = self._hotwords.of(utterance.hotwords) if utterance.hotwords else None
+        if graph is None:
+            return BeamSearch(beam=beam, max_tokens=limit)
+        most = CANDIDATES if self.info.resident is None else self.info.resident.rows
+        return HotwordSearch(beam=beam, max_tokens=limit, graph=graph, top=max(beam, most))
+
+    def _search(self, decoder: Decoder, searches: Sequence[BeamSearch]) -> list[int]:
         """Step all searches until each is done; returns the steps that each took."""
         ids = np.asarray(self.vocabulary.ids, np.int32)
         taken = [0] * len(searches)
+        beam, top = searches[0].beam, max(s.top for s in searches)
         position = PROMPT
         while not all(s.done for s in searches):
             last = np.array([[row[-1] for row in s.rows] for s in searches])
@@ -275,18 +292,20 @@ class WhisperModel:
                 causal=False,
                 rows=range(beam),
                 scores=[s.scores for s in searches],
-                top=beam,
+                top=top,
             )
+            parents = result.best_rows[:, :beam].copy()
             for i, search in enumerate(searches):
                 if not search.done:
                     taken[i] += 1
                     search.advance(
-                        result.best_scores[i],
-                        result.best_rows[i],
-                        result.best_tokens[i],
+                        result.best_scores[i, : search.top],
+                        result.best_rows[i, : search.top],
+                        result.best_tokens[i, : search.top],
                         result.end_scores[i],
                     )
-            decoder.follow(result.best_rows)
+                    parents[i] = search.parents
+            decoder.follow(parents)
             position += 1
         return taken
 

@@ -209,8 +209,7 @@ class WhisperRecognizer:
                 ready.append(i)
         if ready:
             pieces = [requests[i].segment.pcm for i in ready]
-            pinned = [requests[i].segment.language for i in ready]
-            results = self._run(pieces, pinned, self._beam_of(requests[ready[0]]))
+            results = self._run(pieces, [requests[i] for i in ready])
             for i, (decoded, timings) in zip(ready, results, strict=True):
                 answers[i] = self._transcript(requests[i], [decoded], timings)
         return [answers[i] for i in range(len(requests))]
@@ -220,9 +219,7 @@ class WhisperRecognizer:
         decoded: list[Decoded] = []
         spent = Timings()
         for piece in split_quietly(request.segment.pcm, self._max_samples):
-            (found, timings) = self._run(
-                [piece], [request.segment.language], self._beam_of(request)
-            )[0]
+            (found, timings) = self._run([piece], [request])[0]
             decoded.append(found)
             spent = Timings(
                 features_ms=spent.features_ms + timings.features_ms,
@@ -235,7 +232,7 @@ class WhisperRecognizer:
         return self._transcript(request, decoded, spent)
 
     def _run(
-        self, pieces: Sequence[Pcm], languages: Sequence[str | None], beam: int
+        self, pieces: Sequence[Pcm], requests: Sequence[Request]
     ) -> list[tuple[Decoded, Timings]]:
         frames = max(self._gear_frames(len(piece)) for piece in pieces)
         gear = self.model.gears.pick(len(pieces), frames)
@@ -251,9 +248,10 @@ class WhisperRecognizer:
             prefill_ms = _ms_since(begun) / len(pieces)
             begun = time.perf_counter()
             utterances = [
-                Utterance(len(piece), language)
-                for piece, language in zip(pieces, languages, strict=True)
+                Utterance(len(piece), each.segment.language, each.hotwords)
+                for piece, each in zip(pieces, requests, strict=True)
             ]
+            beam = self._beam_of(requests[0])
             found = self.model.decode(loan, utterances, beam=beam, configured=self._languages)
             decode_ms = _ms_since(begun)
         self._tally.note(gear, [frames_needed(len(piece)) for piece in pieces])
