@@ -11,6 +11,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from voiced.daemon.access import Access
+from voiced.daemon.admin import Switch
 from voiced.daemon.events import Events
 from voiced.daemon.limits import Clients
 from voiced.daemon.metrics import Metrics
@@ -49,6 +50,7 @@ class Rig:
         access: Access | None = None,
         clients: Clients | None = None,
         tls: ssl.SSLContext | None = None,
+        switch_model: Switch | None = None,
         **options: Any,
     ) -> None:
         self.engine = engine or ScriptedEngine()
@@ -72,6 +74,7 @@ class Rig:
             tls=tls,
             events=self.events,
             microphone=microphone,
+            switch_model=switch_model,
         )
 
     def _publish(self, message: ServerMessage) -> None:

@@ -13,6 +13,7 @@ from voiced.audio.frames import Segment
 from voiced.daemon.app import Daemon
 from voiced.daemon.config import KEYS, ConfigError, Problem, Settings
 from voiced.daemon.engine_switch import EngineSwitch
+from voiced.daemon.errors import ModelStays
 from voiced.daemon.reload import Changes, Effect, compare, effect_of, merge
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.testing import ScriptedEngine
@@ -237,3 +238,86 @@ def test_a_running_daemon_takes_over_what_it_can_and_keeps_the_rest(
 
     with caplog.at_level(logging.INFO):
         running(test)
+
+
+async def silent(text: str) -> None:
+    """Nobody asks what is being done."""
+
+
+def test_a_command_changes_the_model_and_its_choice_outlives_reloads() -> None:
+    async def test(daemon: Daemon, sources: list[Settings | ConfigError]) -> None:
+        said: list[str] = []
+
+        async def say(text: str) -> None:
+            said.append(text)
+
+        first = daemon._engine.info
+        switched = await daemon.switch_model("fake:delay_ms=1", say)
+        assert switched.before == switched.bundle == "fake@00000000"
+        assert said == [
+            "checking fake:delay_ms=1: every byte, and its golden pair",
+            "building a worker beside the one that serves",
+        ]
+        second = daemon._engine.info
+        assert second is not first
+        sources.append(settings(vad={"kind": "webrtc", "end_ms": 900}))  # another thing
+        await daemon.reload()
+        assert daemon._settings.vad.end_ms == 900
+        assert daemon._engine.info is second
+        await daemon.switch_model("fake:delay_ms=2", silent)
+        await daemon.reload()
+        assert daemon._settings.engine.model == "fake:delay_ms=2"
+        sources.append(settings("fake:delay_ms=3"))  # now the settings speak
+        await daemon.reload()
+        assert daemon._settings.engine.model == "fake:delay_ms=3"
+        sources.append(settings("fake"))
+        await daemon.reload()
+        assert daemon._settings.engine.model == "fake"
+
+    running(test)
+
+
+def test_a_model_that_fails_or_does_not_suit_stays_out_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(daemon: Daemon, sources: list[Settings | ConfigError]) -> None:
+        first = daemon._engine.info
+        for model, code in (
+            ("none", "bundle"),
+            ("fake:start=bundle_error", "bundle"),
+            ("fake:fail_on=always", "backend_failed"),
+        ):
+            with pytest.raises(ModelStays) as caught:
+                await daemon.switch_model(model, silent)
+            assert caught.value.code == code
+        daemon._settings = settings(engine={"model": "fake", "language": "de"})
+        with pytest.raises(ModelStays, match=r"engine.language.*must be one of en, zh") as caught:
+            await daemon.switch_model("fake:delay_ms=1", silent)
+        assert caught.value.code == "config"
+        assert daemon._engine.info is first
+        assert daemon._settings.engine.model == "fake"
+
+    running(test)
+
+
+def test_one_change_at_a_time_and_none_outlives_the_daemon() -> None:
+    waiting: list[asyncio.Task[object]] = []
+
+    async def test(daemon: Daemon, sources: list[Settings | ConfigError]) -> None:
+        building = asyncio.Event()
+
+        async def say(text: str) -> None:
+            if text.startswith("building"):
+                building.set()
+
+        waiting.append(asyncio.create_task(daemon.switch_model("fake:start=hang", say)))
+        await building.wait()
+        with pytest.raises(ModelStays) as caught:
+            await daemon.switch_model("fake", silent)
+        assert caught.value.code == "busy"
+        daemon._stop.set()
+        with pytest.raises(ModelStays) as caught:
+            await waiting[0]
+        assert caught.value.code == "shutting_down"
+
+    running(test)

@@ -20,6 +20,7 @@ from voiced.audio.frames import StreamFormat
 from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon import logs, reload
+from voiced.daemon.admin import Say, Switched
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
 from voiced.daemon.config import (
@@ -31,7 +32,7 @@ from voiced.daemon.config import (
 )
 from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.engine_switch import EngineSwitch
-from voiced.daemon.errors import StartTimeout
+from voiced.daemon.errors import ModelStays, StartTimeout
 from voiced.daemon.events import Events
 from voiced.daemon.hotwords import hotwords_of
 from voiced.daemon.inside import Inside
@@ -54,7 +55,7 @@ from voiced.daemon.wire import AudioParams, Intent, Start
 from voiced.engine import store
 from voiced.engine.errors import BackendFailed, EngineError, TextPolicyUnavailable, UnknownLanguage
 from voiced.engine.host import restart_delay_s
-from voiced.engine.types import EngineConfig
+from voiced.engine.types import EngineConfig, EngineInfo
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ class Daemon:
             microphone=status,
             inside=self._inside,
             journal=self._kept.status,
+            switch_model=self.switch_model,
             passed=passed,
         )
         self._inside.server = self._server
@@ -168,6 +170,9 @@ class Daemon:
         self._has_tried_engine = asyncio.Event()
         self._door: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._switching: asyncio.Task[EngineInfo] | None = None
+        self._configured_model: str | None = None
+        """What `engine.model` was when a command chose another one."""
         self._watch_queues()
         self._microphone_task: asyncio.Task[None] | None = None
         self._loop_beats = 0
@@ -269,12 +274,19 @@ class Daemon:
         except ConfigError as error:
             logger.error("reload refused, everything stays as it was: %s", error)
             return
+        if new.engine.model == self._configured_model:
+            new = reload.merge(new, self._settings, ("engine.model",))  # the command's choice stays
+        else:
+            self._configured_model = None
         changes = reload.compare(self._settings, new)
         if changes.restart:
             logger.warning("changes that need a restart: %s", ", ".join(changes.restart))
         self._take_over(new, changes.now)
         if changes.model:
-            await self._switch_model(new, changes.model)
+            try:
+                await self._change_model(new, changes.model)
+            except ModelStays as error:
+                logger.error("model stays, the new one failed: %s", error)
 
     def _take_over(self, new: Settings, names: tuple[str, ...]) -> None:
         """Let new streams have what they may have now."""
@@ -296,23 +308,65 @@ class Daemon:
         )
         logger.info("reloaded changed=%s", ", ".join(names) or "nothing")
 
-    async def _switch_model(self, new: Settings, names: tuple[str, ...]) -> None:
-        """Build the new model beside the old one; what does not work changes nothing."""
-        settings = reload.merge(self._settings, new, names)
-        if not self._engine.ready:
-            logger.error("model stays: the engine is not ready: %s", self._engine.reason)
-            return
+    async def switch_model(self, model: str, say: Say) -> Switched:
+        """Change to another model until the next start, or until `engine.model` is changed.
+
+        Raises:
+            ModelStays: Says why.
+        """
+        before = self._engine.info
+        configured = self._configured_model or self._settings.engine.model
+        engine = self._settings.engine.model_copy(update={"model": model})
+        new = self._settings.model_copy(update={"engine": engine})
+        logger.info("model switch asked for model=%s", model)
         try:
-            config = engine_config(settings)
-            async with asyncio.timeout(settings.limits.ready_timeout_s):
-                await verify(config)
-                info = await self._engine.switch(config)
-        except (EngineError, TimeoutError) as error:
-            logger.error("model stays, the new one failed: %s", error or "no answer in time")
-            return
-        self._settings = settings
-        self._take_over(settings, ())
+            info = await self._change_model(new, ("engine.model",), say)
+        except ModelStays as error:
+            logger.error("model stays, the new one failed: %s", error)
+            raise
+        self._configured_model = configured
+        return Switched("" if before is None else before.bundle, info.bundle)
+
+    async def _change_model(
+        self, new: Settings, names: tuple[str, ...], say: Say | None = None
+    ) -> EngineInfo:
+        """Build the new model beside the old one; what does not work changes nothing.
+
+        Raises:
+            ModelStays: It did not work.
+        """
+        if self._switching is not None and not self._switching.done():
+            raise ModelStays("busy", "another change of the model is under way")
+        if not self._engine.ready:
+            raise ModelStays("not_ready", f"the engine is not ready: {self._engine.reason}")
+        settings = reload.merge(self._settings, new, names)
+        self._switching = asyncio.create_task(self._build_beside(settings, say), name="switch")
+        try:
+            info = await asyncio.shield(self._switching)
+        except (EngineError, ConfigError) as error:
+            raise ModelStays(error.code, str(error)) from error
+        except TimeoutError as error:
+            raise ModelStays("deadline", "it did not answer in time") from error
+        except asyncio.CancelledError:
+            if self._switching.cancelled():
+                raise ModelStays("shutting_down", "the daemon stops") from None
+            raise
+        self._settings = reload.merge(self._settings, new, names)
+        self._take_over(self._settings, ())
         logger.info("model switched bundle=%s changed=%s", info.bundle, ", ".join(names))
+        return info
+
+    async def _build_beside(self, settings: Settings, say: Say | None) -> EngineInfo:
+        async def tell(text: str) -> None:
+            if say is not None:
+                await say(text)
+
+        config = engine_config(settings)
+        async with asyncio.timeout(settings.limits.ready_timeout_s):
+            await tell(f"checking {settings.engine.model}: every byte, and its golden pair")
+            await verify(config)
+            await tell("building a worker beside the one that serves")
+            return await self._engine.switch(config, accept=self._check_languages)
 
     def _status_line(self) -> str | None:
         if not self._supervisor.is_running:
@@ -432,7 +486,8 @@ class Daemon:
             logger.error("engine cannot start, next attempt in_s=%.1f: %s", delay_s, error)
             self._notifier.status(f"engine cannot start: {error}")
             await asyncio.sleep(delay_s)
-        self._check_languages()
+        if self._engine.info is not None:
+            self._check_languages(self._engine.info)
 
     async def _try_engine(self) -> EngineError | None:
         limit_s = self._settings.limits.ready_timeout_s
@@ -447,14 +502,13 @@ class Daemon:
             return error
         return None
 
-    def _check_languages(self) -> None:
+    def _check_languages(self, info: EngineInfo) -> None:
         """Hold the languages that are set against those of the model: it is known only now.
 
         Raises:
             ConfigError: A stream that pins none would be refused each time.
         """
-        info = self._engine.info
-        if info is None or not info.languages:
+        if not info.languages:
             return
         rule = f"must be one of {', '.join(info.languages)}, or absent"
         problems = [
@@ -469,6 +523,9 @@ class Daemon:
             raise ConfigError(problems)
 
     async def _stop_engine(self, left_s: float) -> None:
+        if self._switching is not None and not self._switching.done():
+            self._switching.cancel()
+            await asyncio.wait((self._switching,))
         await self._engine.stop()
 
     async def _start_streams(self) -> None:

@@ -95,6 +95,18 @@ Language = Annotated[
         "--language", help="Language spoken, e.g. en; default: chosen per segment.", metavar="CODE"
     ),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file", help="File with the token to show, where one is asked for.", metavar="FILE"
+    ),
+]
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        "--authority", help="PEM file with what signed the daemon's certificate.", metavar="FILE"
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Threads of one graph call.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -251,14 +263,8 @@ def _stream(
     ] = None,
     language: Language = None,
     partials: Annotated[bool, typer.Option(help="Ask for partial results or not.")] = True,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the token to show, where one is asked for.", metavar="FILE"),
-    ] = None,
-    authority: Annotated[
-        Path | None,
-        typer.Option(help="PEM file with what signed the daemon's certificate.", metavar="FILE"),
-    ] = None,
+    token_file: TokenFile = None,
+    authority: Authority = None,
     as_json: AsJson = False,
 ) -> None:
     """Play a file to a running daemon at the speed of speech and print what comes back.
@@ -544,6 +550,30 @@ def _model_verify(name: ModelName = "whisper-base") -> None:
     from voiced.daemon.commands.model import model_verify
 
     _exit(model_verify(name))
+
+
+@model_app.command("switch")
+def _model_switch(
+    name: Annotated[str, typer.Argument(help="Name of a bundle that is here.", metavar="NAME")],
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="The daemon; default: from the settings, ws://127.0.0.1:8765/v1/admin.",
+            metavar="URL",
+        ),
+    ] = None,
+    token_file: TokenFile = None,
+    authority: Authority = None,
+) -> None:
+    """Let a running daemon recognise with another model."""
+    from voiced.daemon.commands.keys import read_token
+    from voiced.daemon.commands.model_switch import model_switch
+    from voiced.daemon.commands.talk import Target
+    from voiced.daemon.config import admin_url, load
+
+    token = None if token_file is None else read_token(token_file)
+    target = Target(url or admin_url(load().settings.server), token, authority)
+    _exit(model_switch(name, target))
 
 
 @model_app.command("path")

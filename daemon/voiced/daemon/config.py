@@ -643,6 +643,11 @@ def status_url(server: ServerSettings) -> str:
     return stream_url(server).replace("ws", "http", 1).replace("/v1/stream", "/v1/status")
 
 
+def admin_url(server: ServerSettings) -> str:
+    """Where an admin on this machine tells the daemon what to do."""
+    return stream_url(server).replace("/v1/stream", "/v1/admin")
+
+
 def connectable(endpoint: str) -> str:
     """Turn an endpoint that is bound on all addresses into one to connect to."""
     return re.sub(r"^tcp://(\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint)

@@ -110,10 +110,16 @@ class EngineSwitch:
         load = self._current.load() + EngineLoad(totals=self._past)
         return load if self._old is None else load + self._old.load()
 
-    async def switch(self, config: EngineConfig) -> EngineInfo:
+    async def switch(
+        self, config: EngineConfig, accept: Callable[[EngineInfo], None] = lambda info: None
+    ) -> EngineInfo:
         """Build another worker beside the one that serves, try it, and let it take over.
 
         Both are in memory for a while. When this raises, nothing has changed.
+
+        Args:
+            config: Of the new worker.
+            accept: Looks at what was loaded; what it raises keeps the old one.
 
         Raises:
             EngineError: The new model cannot be loaded or does not answer.
@@ -124,6 +130,7 @@ class EngineSwitch:
         new = self._make_host(config)
         try:
             info = await new.start()
+            accept(info)
             async with asyncio.timeout(TRIAL_TIMEOUT_S):
                 await new.recognize(Request(_trial()))
         except BaseException:

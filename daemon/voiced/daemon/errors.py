@@ -24,6 +24,7 @@ DaemonError             base; `code` is stable and goes on the wire
 │   ├── SpoolExpired        spool_expired: a segment is older than is of use
 │   └── SpoolGivenUp        spool_given_up: too many runs of the daemon ended over a segment
 ├── TimeError           time: a text that says no time
+├── ModelStays          the model was not changed; `code` is that of the reason
 ├── StartTimeout        start_timeout: the engine was not ready within the time that is set
 ├── AddressRefused      address: the system cannot listen on the address that is set
 ├── PortInUse           port_in_use: another process listens on the TCP port
@@ -364,6 +365,17 @@ class TimeError(DaemonError):
             f"{self.text!r} is no time; expected 90s, 15m, 2h, 7d, all, "
             "or a date as 2026-03-01 or 2026-03-01T08:00"
         )
+
+
+class ModelStays(DaemonError):
+    """The model was not changed for another; nothing else was, either."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class StartTimeout(DaemonError):

@@ -18,6 +18,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.typing import Subprotocol
 
 from voiced.daemon.access import SUBPROTOCOL, Access
+from voiced.daemon.admin import Switch, serve_admin
 from voiced.daemon.connections import Connection, Connections
 from voiced.daemon.disk_writer import StorageStatus
 from voiced.daemon.errors import AddressRefused, PortInUse
@@ -28,7 +29,7 @@ from voiced.daemon.listening import bind_unix, describe
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.parking import Parking
-from voiced.daemon.routes import EVENTS_PATH, Routes
+from voiced.daemon.routes import ADMIN_PATH, EVENTS_PATH, Routes
 from voiced.daemon.stream_client import StreamClient
 from voiced.daemon.streams import Streams
 
@@ -56,6 +57,7 @@ class Server:
         microphone: Callable[[], MicrophoneStatus] | None = None,
         inside: Inside | None = None,
         journal: Callable[[], StorageStatus | None] = lambda: None,
+        switch_model: Switch | None = None,
         passed: Sequence[socket.socket] = (),
     ) -> None:
         """Nothing runs.
@@ -70,6 +72,7 @@ class Server:
             microphone: Shown by `/readyz`, where there is one.
             inside: Shown by `/v1/status`.
             journal: Shown by `/readyz`, where there is one.
+            switch_model: What an admin may ask for.
             passed: Listening sockets to serve instead of binding any; taken over.
         """
         self._settings, self._streams = settings, streams
@@ -77,6 +80,7 @@ class Server:
         self._access = access or Access()
         self._limits = Clients() if clients is None else clients
         self._events = events or Events()
+        self._switch_model = switch_model
         self._metrics = streams.metrics
         self._clients: set[StreamClient | EventsClient] = set()
         self._connections = Connections(
@@ -239,9 +243,14 @@ class Server:
 
     async def _serve_client(self, library_connection: ServerConnection) -> None:
         connection = cast(Connection, library_connection)
-        request = connection.request
+        path = "" if connection.request is None else connection.request.path.partition("?")[0]
+        if path == ADMIN_PATH:
+            await serve_admin(
+                connection, self._switch_model, timeout_s=self._settings.start_timeout_s
+            )
+            return
         client: StreamClient | EventsClient
-        if request is not None and request.path.partition("?")[0] == EVENTS_PATH:
+        if path == EVENTS_PATH:
             client = EventsClient(connection, self._settings, self._events)
         else:
             everybody = self._limits.everybody(time.monotonic())

@@ -173,7 +173,7 @@ async def talk(
     while True:
         connected_s = time.monotonic()
         try:
-            connection = await _connect(target)
+            connection = await dial(target)
             async with connection:
                 await _converse(connection, start, progress, show)
             return progress.tally, progress.timeline
@@ -201,7 +201,7 @@ def backoff_s(first_s: float = 0.1, most_s: float = 5.0) -> Iterator[float]:
         delay_s = min(delay_s * 2, most_s)
 
 
-async def _connect(target: Target) -> ClientConnection:
+async def dial(target: Target) -> ClientConnection:
     """Open a connection that finds out within seconds that the daemon cannot be reached."""
     from websockets.asyncio.client import connect
     from websockets.exceptions import (
