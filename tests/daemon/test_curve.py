@@ -107,6 +107,70 @@ def test_an_allowed_key_hears_the_bus_and_hands_in_intents(tmp_path: Path) -> No
     run(tmp_path, scenario)
 
 
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+def test_a_key_that_is_removed_loses_its_open_connections_and_others_do_not(
+    tmp_path: Path,
+) -> None:
+    async def scenario(ring: Keyring) -> None:
+        gone = ring.allow("gone", "subscribe", "ingest")
+        stays = ring.allow("stays", "subscribe", "ingest")
+        listeners = [ring.socket(zmq.SUB, keys) for keys in (gone, stays)]
+        plugins = [ring.socket(zmq.PUSH, keys) for keys in (gone, stays)]
+        for listener in listeners:
+            await listener.recv_multipart()
+        for plugin in plugins:
+            await plugin.send(encode(INTENT))
+        await until(lambda: len(ring.intents) == 2)
+        kept = listeners[1].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        lost = listeners[0].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+        ring.list = curve.without_key(ring.list, "gone")
+        curve.write_allowed(ring.allowed, ring.list)
+        ring.watched.refresh(is_forced=True)
+        await lost.recv_multipart()
+        await ring.refusals(1)  # it tries again
+        ring.intents.clear()
+        with contextlib.suppress(zmq.ZMQError):
+            await plugins[0].send(encode(INTENT), zmq.NOBLOCK)
+        await until(
+            lambda: ring.metrics.value("voiced_connections_cut_total", reason="key_removed") == 2
+        )
+        await plugins[1].send(encode(INTENT))
+        await until(lambda: ring.intents)
+        assert len(ring.intents) == 1
+        while await listeners[0].poll(0):
+            await listeners[0].recv_multipart()
+        for _ in range(5):
+            await listeners[1].recv_multipart()
+        assert not await listeners[0].poll(0)
+        assert not await kept.poll(0)
+        for socket in (*listeners, *plugins, kept, lost):
+            socket.close()
+
+    run(tmp_path, scenario)
+
+
+def test_a_key_that_is_made_anew_under_an_old_name_does_not_keep_the_old_one(
+    tmp_path: Path,
+) -> None:
+    async def scenario(ring: Keyring) -> None:
+        old = ring.socket(zmq.SUB, ring.allow("car", "subscribe"))
+        await old.recv_multipart()
+        lost = old.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        ring.list = curve.without_key(ring.list, "car")
+        new = ring.socket(zmq.SUB, ring.allow("car", "subscribe"))
+        await lost.recv_multipart()
+        await new.recv_multipart()
+        for socket in (old, new, lost):
+            socket.close()
+
+    run(tmp_path, scenario)
+
+
 def test_a_stranger_a_plain_socket_and_a_key_for_something_else_hear_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

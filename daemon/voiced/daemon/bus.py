@@ -157,6 +157,7 @@ class Bus:
         self._pub.set(zmq.RCVHWM, _SUBSCRIPTION_HWM)
         self._pub.set(zmq.MAXMSGSIZE, _MAX_SUBSCRIPTION_BYTES)
         if self._curve is not None:
+            self._pub.set(zmq.XPUB_VERBOSER, 1)  # each subscriber's, not the first one's alone
             self._curve.protect(self._pub, "subscribe")
         self.endpoint = bind(self._pub, self.endpoint, "bus.endpoint")
         self._topic_bytes = 0
@@ -206,7 +207,10 @@ class Bus:
         pub.send_multipart([name, body], flags=zmq.NOBLOCK)
         with contextlib.suppress(zmq.Again):
             for _ in range(_TOLD_AT_ONCE):
-                told = pub.recv(zmq.NOBLOCK)  # 1 and a topic that is new; 0 and one that is gone
+                frame = pub.recv(zmq.NOBLOCK, copy=False)
+                told = frame.bytes  # 1 and a topic that is new; 0 and one that is gone
+                if self._curve is not None and told[:1] == b"\1":
+                    self._curve.heard(frame)
                 if told[:1] in (b"\0", b"\1"):
                     self._topic_bytes += len(told) if told[0] else -len(told)
 
@@ -259,6 +263,8 @@ class Bus:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
+            if self._curve is not None:
+                self._curve.expel()
             if self._context is not None and self._topic_bytes > _MAX_TOPIC_BYTES:
                 await self._begin_anew(self._context)
             beat = Heartbeat(
@@ -270,7 +276,9 @@ class Bus:
 
     async def _ingest(self, pull: zmq.asyncio.Socket) -> None:
         while True:
-            parts = await read_parts(pull)
+            parts = await read_parts(pull, self._curve)
+            if not parts:
+                continue
             try:
                 intent = read_intent(parts)
             except WireError as error:
@@ -285,12 +293,14 @@ class Bus:
             self.on_intent(intent)
 
 
-async def read_parts(pull: zmq.asyncio.Socket) -> list[bytes]:
+async def read_parts(pull: zmq.asyncio.Socket, curve: CurveServer | None = None) -> list[bytes]:
     """Take one message, of whose parts all but the first two are thrown away as they are read.
 
-    A message of a million parts costs no memory of ours, and other tasks run beside it.
+    A message of a million parts costs no memory of ours, and other tasks run beside it. One whose
+    sender's key is not allowed any more has no parts.
     """
-    parts = [await pull.recv()]
+    first = await pull.recv(copy=False)
+    parts = [first.bytes] if curve is None or curve.admits(first, "ingest") else []
     while pull.get(zmq.RCVMORE):
         part = await pull.recv()
         if len(parts) == 1:

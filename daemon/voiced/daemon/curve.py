@@ -4,12 +4,18 @@ ZeroMQ encrypts with the daemon's key pair and asks, for each connection, a hand
 context (ZeroMQ RFC 27, ZAP) whether the client's public key may. Each socket has a domain, and each
 allowed key the domains that it may use. A socket of another part takes the same protection:
 `curve.protect(socket, "subscribe")` before it is bound, in the bus's own context.
+
+ZeroMQ asks once, when a connection is made. So that a key which is taken back is of no more use,
+each message in is held against the list again (`admits`), and who listens is cut (`expel`).
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import os
+import socket
+import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -68,12 +74,21 @@ class _AllowFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: Annotated[tuple[AllowedKey, ...], msgspec.Meta(max_length=MAX_KEYS)]
 
 
+def user_of(key: AllowedKey) -> str:
+    """What ZeroMQ calls the owner of a connection in the messages that come by it."""
+    return f"{key.name} {key.public}"
+
+
 class AllowList:
     """The keys that may connect."""
 
     def __init__(self, keys: tuple[AllowedKey, ...] = ()) -> None:
         self.keys = keys
         self._raw = [(z85.decode(key.public), key) for key in keys]
+
+    def allows(self, user: str, domain: str) -> bool:
+        """Say whether the key of a connection may still use the domain; see `user_of`."""
+        return any(user == user_of(key) and domain in key.domains for key in self.keys)
 
     def find(self, public: bytes, domain: str) -> AllowedKey | None:
         """Return whose key these 32 bytes are, if it may use the domain."""
@@ -221,6 +236,8 @@ class CurveServer:
         self._pair, self._allowed = pair, allowed
         self._metrics = metrics or Metrics()
         self._zap: zmq.asyncio.Socket | None = None
+        self._listeners: dict[int, _Peer] = {}
+        """Connections of the socket that publishes, by file descriptor."""
         self._next_warning_s = 0.0
 
     @property
@@ -234,13 +251,45 @@ class CurveServer:
         self._zap = shadow.socket(zmq.REP)
         self._zap.bind(_ZAP)
 
-    def protect(self, socket: zmq.Socket[Any] | zmq.asyncio.Socket, domain: Domain) -> None:
+    def protect(self, bound: zmq.Socket[Any] | zmq.asyncio.Socket, domain: Domain) -> None:
         """Encrypt a socket that will be bound, and open it to the keys of a domain only."""
-        socket.set(zmq.CURVE_SERVER, 1)
-        socket.set(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
-        socket.set(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
-        socket.set_string(zmq.ZAP_DOMAIN, domain)
-        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler: nobody, instead of everybody
+        bound.set(zmq.CURVE_SERVER, 1)
+        bound.set(zmq.CURVE_PUBLICKEY, self._pair.public.encode())
+        bound.set(zmq.CURVE_SECRETKEY, self._pair.secret.encode())
+        bound.set_string(zmq.ZAP_DOMAIN, domain)
+        bound.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler: nobody, instead of everybody
+
+    def admits(self, frame: zmq.Frame, domain: Domain) -> bool:
+        """Say whether the sender of a message may still send; else its connection is cut.
+
+        Args:
+            frame: The message's last part, received with `copy=False`.
+            domain: Of the socket.
+        """
+        peer = _Peer.of(frame)
+        if self._allowed.value.allows(peer.user, domain):
+            return True
+        self._cut(peer)
+        return False
+
+    def heard(self, subscription: zmq.Frame) -> None:
+        """Learn who listens: the frame of a subscription, received with `copy=False`."""
+        peer = _Peer.of(subscription)
+        self._listeners[peer.descriptor] = peer
+
+    def expel(self) -> None:
+        """Cut the listeners whose key is not allowed any more."""
+        for peer in list(self._listeners.values()):
+            if not self._allowed.value.allows(peer.user, "subscribe"):
+                del self._listeners[peer.descriptor]
+                self._cut(peer)
+            elif not peer.is_open():
+                del self._listeners[peer.descriptor]
+
+    def _cut(self, peer: _Peer) -> None:
+        if peer.cut():
+            self._metrics.connections_cut.labels(reason="key_removed").inc()
+            logger.warning("bus connection cut, its key is not allowed any more: %s", peer.user)
 
     async def run(self) -> None:
         """Answer ZeroMQ's questions until cancelled."""
@@ -262,7 +311,7 @@ class CurveServer:
             key = self._allowed.value.find(request.credentials[0], request.domain)
         request_id = b"" if request is None else request.request_id
         if key is not None:
-            return [b"1.0", request_id, b"200", b"OK", key.name.encode(), b""]
+            return [b"1.0", request_id, b"200", b"OK", user_of(key).encode(), b""]
         self._metrics.access_denied.labels(code="curve").inc()
         self._warn(request)
         return [b"1.0", request_id, b"400", b"no allowed key", b"", b""]
@@ -276,6 +325,54 @@ class CurveServer:
         shown = z85.encode(raw).decode() if len(raw) == 32 else "none"
         domain = "-" if request is None else request.domain
         logger.warning("bus connection refused domain=%s public_key=%s", domain, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    """One connection of a protected socket.
+
+    libzmq cannot close one; but it tells the file descriptor of a message, and notices when the
+    socket behind that is shut down.
+    """
+
+    user: str
+    descriptor: int
+    inode: int
+    """Of the socket; tells it from another that has the same descriptor later."""
+
+    @classmethod
+    def of(cls, frame: zmq.Frame) -> _Peer:
+        """Whose message this is."""
+        try:
+            user, descriptor = str(frame.get("User-Id")), int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:  # nobody's
+            return cls("", -1, 0)
+        return cls(user, descriptor, _inode(descriptor))
+
+    def is_open(self) -> bool:
+        """Whether the connection is still there."""
+        return self.inode != 0 and _inode(self.descriptor) == self.inode
+
+    def cut(self) -> bool:
+        """Shut the connection down; False when it is gone already."""
+        try:
+            # Of our own, so that it cannot become another's between the question and the deed.
+            with socket.socket(fileno=os.dup(self.descriptor)) as own:
+                if _inode(own.fileno()) != self.inode:
+                    return False
+                own.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return False
+        return True
+
+
+def _inode(descriptor: int) -> int:
+    """Of an open socket; 0 when it is none."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return 0
+    return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
 
 
 def serve_curve(

@@ -61,7 +61,7 @@ class Metrics:
         self.client_errors.labels(code="slow_client")  # see FAILED_CODES
         self.connections_cut = Counter(
             "voiced_connections_cut",
-            "TCP connections cut before their request, by reason",
+            "Connections cut, by reason: before their request, or of the bus for their key",
             ["reason"],
             registry=registry,
         )

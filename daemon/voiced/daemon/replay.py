@@ -65,6 +65,7 @@ class ReplayServer:
         self._path, self._unwritten, self._metrics = path, unwritten, metrics
         self._own: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.asyncio.Socket | None = None
+        self._curve: CurveServer | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="replay")
 
     def open(
@@ -92,6 +93,7 @@ class ReplayServer:
         self._socket.set(zmq.RCVHWM, _HWM)
         self._socket.set(zmq.MAXMSGSIZE, _MAX_FRAME_BYTES)
         try:
+            self._curve = curve
             if curve is not None:
                 curve.protect(self._socket, "subscribe")
             self.endpoint = bind(self._socket, self.endpoint, "bus.replay")
@@ -105,7 +107,10 @@ class ReplayServer:
         loop, socket = asyncio.get_running_loop(), self._socket
         assert socket is not None, "open comes first"
         while True:
-            peer, *parts = await socket.recv_multipart()
+            frames = await socket.recv_multipart(copy=False)
+            if self._curve is not None and not self._curve.admits(frames[-1], "subscribe"):
+                continue
+            peer, *parts = (frame.bytes for frame in frames)
             if len(parts) != 1 or len(parts[0]) > MAX_REQUEST_BYTES:
                 self._metrics.replays.labels(outcome="bad_message").inc()
                 continue
