@@ -19,7 +19,7 @@ from voiced.audio.errors import MediaError
 from voiced.audio.frames import Encoding, Segment, StreamFormat
 from voiced.audio.intake import Intake
 from voiced.audio.sources.media import decode_file
-from voiced.daemon import config, curve, spool, tokens, wire
+from voiced.daemon import admin, config, curve, spool, tokens, wire
 from voiced.daemon.access import presented
 from voiced.daemon.bus import read_intent
 from voiced.daemon.config import ConfigError
@@ -33,6 +33,7 @@ from voiced.daemon.watched import Watched
 from voiced.engine import bundle, ipc
 from voiced.engine.build import ct2
 from voiced.engine.errors import BundleError, FetchError
+from voiced.engine.hotwords import MAX_CHARS, MAX_SCORE, parse_hotword
 from voiced.engine.types import EngineConfig, EngineLoad, RequestKind
 from voiced.engine.types import Request as EngineRequest
 
@@ -70,6 +71,13 @@ def talk(data: bytes) -> object:
             assert "Start" in said or "Resume" in said
         said.append(type(action).__name__)
     return " ".join(said[:6])
+
+
+def read_hotword(data: bytes) -> object:
+    hotword = parse_hotword(data.decode("utf-8", "surrogateescape"), 1.5)
+    assert 0 < len(hotword.phrase) <= MAX_CHARS
+    assert 0 < hotword.score <= MAX_SCORE
+    return hotword
 
 
 def read_plugin(data: bytes) -> object:
@@ -386,6 +394,14 @@ def all_targets() -> dict[str, Target]:
             (),
             (b"\xfe", b"\xfet", b"\xfeb", *_client_messages()),
         ),
+        Target(
+            "admin",
+            admin.decode_command,
+            (b'{"type":"switch_model","v":1,"model":"whisper-base"}',),
+            (wire.WireError,),
+            (*_fields(admin.SwitchModel), b"fake", b"../"),
+        ),
+        Target("hotword", read_hotword, (b"Samantha Jones :2.5",), (ValueError,), (b" :", b".")),
         Target("bus_intent", read_plugin, _server_messages(), (wire.WireError,), json_words),
         Target("ipc_host", read_host, host, (ipc.IpcError,)),
         Target("ipc_worker", read_worker, worker, (ipc.IpcError,)),

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.wire import WireError, shown
 from voiced.engine.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,18 @@ _decoder: msgspec.json.Decoder[SwitchModel] = msgspec.json.Decoder(SwitchModel)
 _answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 
+def decode_command(data: bytes | str) -> SwitchModel:
+    """Read what an admin asks for.
+
+    Raises:
+        WireError: Not a command.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise WireError(shown(error)) from error
+
+
 def decode_answer(data: bytes | str) -> Answer:
     """Read what the daemon says; raises `msgspec.MsgspecError`."""
     return _answers.decode(data)
@@ -88,13 +101,13 @@ async def serve_admin(
 
     try:
         async with asyncio.timeout(timeout_s):
-            command = _decoder.decode(await connection.recv())
+            command = decode_command(await connection.recv())
     except (TimeoutError, ConnectionClosed):
         await connection.close(CloseCode.POLICY_VIOLATION, "idle")
         return
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        await say(Refused("bad_message", str(error)))
-        await connection.close(CloseCode.POLICY_VIOLATION, "bad_message")
+    except WireError as error:
+        await say(Refused(error.code, str(error)))
+        await connection.close(CloseCode.POLICY_VIOLATION, error.code)
         return
     if switch is None:
         await say(Refused("not_ready", "there is no model to be changed here"))

@@ -365,7 +365,7 @@ class WireError(ValueError):
     code = "bad_message"
 
 
-def _shown(error: Exception) -> str:
+def shown(error: Exception) -> str:
     """Text of a decoding error for logs and answers: it may quote what the peer sent."""
     text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error))
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
@@ -385,7 +385,7 @@ def decode_client(data: bytes | str) -> ClientMessage:
     try:
         return _client_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise WireError(_shown(error)) from error
+        raise WireError(shown(error)) from error
 
 
 def decode_server(data: bytes | str) -> ServerMessage:
@@ -397,7 +397,7 @@ def decode_server(data: bytes | str) -> ServerMessage:
     try:
         return _server_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise WireError(_shown(error)) from error
+        raise WireError(shown(error)) from error
 
 
 def decode_last_word(data: bytes) -> LastWord:
@@ -409,7 +409,7 @@ def decode_last_word(data: bytes) -> LastWord:
     try:
         return _last_word_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise WireError(_shown(error)) from error
+        raise WireError(shown(error)) from error
 
 
 def decode_replay(data: bytes) -> Replay:
@@ -421,7 +421,7 @@ def decode_replay(data: bytes) -> Replay:
     try:
         return _replay_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(_shown(error)) from error
+        raise WireError(shown(error)) from error
 
 
 def decode_answer(data: bytes) -> ReplayAnswer:
@@ -433,7 +433,7 @@ def decode_answer(data: bytes) -> ReplayAnswer:
     try:
         return _answer_decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WireError(_shown(error)) from error
+        raise WireError(shown(error)) from error
 
 
 def topic(message: ServerMessage) -> bytes:
