@@ -34,6 +34,9 @@ FRAMES = (
 )
 """Feature frames of each model's utterances; all of 4 k to 4 k + 3."""
 
+LONG = (400, 1000, 2000)
+"""Feature frames, and seeds, of utterances of which the tokens of one search alone are stored."""
+
 ENCODED = (0, 7, 8, 9, 12, 17)
 """Utterances whose encoder output is stored."""
 

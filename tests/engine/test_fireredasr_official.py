@@ -20,6 +20,7 @@ from tests.engine.fireredasr_cases import (
     ENCODED,
     FRAMES,
     LENGTH_PENALTY,
+    LONG,
     MODELS,
     SEARCHES,
     SMOOTHING,
@@ -128,6 +129,21 @@ def test_every_search_of_every_utterance_finds_the_official_tokens(host: Opened)
                 found = host.search(loan, [index], search)[0]
                 tokens = [h.tokens for h in found.hypotheses]
                 assert tokens == host.official(index, search), (index, search)
+
+
+@pytest.mark.parametrize("form", [Form(), Form(resident=True)], ids=["host", "resident"])
+@pytest.mark.parametrize("tiny", MODELS, ids=lambda tiny: tiny.name)
+def test_long_texts_have_the_official_tokens(tmp_path: Path, tiny: Tiny, form: Form) -> None:
+    """Up to 265 tokens, for which the caches grow and are cleared of what no row needs."""
+    ours = opened(build_bundle(tmp_path / tiny.name, tiny, form, gears_s=(4, 10, 20)), tiny)
+    for frames in LONG:
+        with ours.model.lend(ours.model.gears.pick(1, frames)) as loan:
+            loan.prefill([features(frames, frames)])
+            (found,) = ours.model.decode(
+                loan, [frames], beam=SEARCHES[1].beam, length_penalty=LENGTH_PENALTY
+            )
+        official = [tuple(t) for t in stored_goldens()[tiny.name]["long"][str(frames)]]
+        assert [h.tokens for h in found.hypotheses] == official, frames
 
 
 def test_cross_attention_is_of_the_official_encoder_whatever_the_gear(host: Opened) -> None:
