@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
+import wave
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -141,6 +142,21 @@ def test_channels_are_mixed_by_their_mean(tmp_path: Path) -> None:
         tmp_path / "surround.wav", "pcm_f32le", 16_000, [left, *[quiet] * 5], layout="5.1"
     )
     assert np.allclose(read_all(surround), left / 6)
+
+
+@pytest.mark.parametrize("channels", [7, 8, 9, 32, 64])
+def test_any_number_of_channels_is_mixed(tmp_path: Path, channels: int) -> None:
+    """From 8 on the planes of a frame are more than FFmpeg's frame has room for by itself."""
+    path = tmp_path / "many.wav"
+    chance = np.random.default_rng(channels)
+    for frames in range(1, 400, 7):
+        pcm = chance.integers(-9_000, 9_000, (frames, channels)).astype("<i2")
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(channels)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(pcm.tobytes())
+        assert np.allclose(read_all(path), pcm.mean(axis=1) / 32_768, atol=1e-6)
 
 
 def test_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:

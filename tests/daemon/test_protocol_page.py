@@ -14,6 +14,7 @@ from voiced.audio.errors import AudioFormatError, VadUnavailable
 from voiced.daemon import errors as daemon_errors
 from voiced.daemon.bus import MAX_INGEST_BYTES, Bus
 from voiced.daemon.config import Settings
+from voiced.daemon.metrics import FAILED_CODES
 from voiced.daemon.recovery import MAX_ATTEMPTS
 from voiced.daemon.replay import MAX_REQUEST_BYTES
 from voiced.daemon.stream_client import CLOSE_CODES
@@ -137,6 +138,8 @@ def test_the_codes_of_the_page_are_those_of_the_code() -> None:
     }
     known = {error.code for error in ours | spool | audio | engine} | {code.value for code in Code}
     assert set(rows(SECTIONS["Codes"])) == known
+    of_segments = {code for code, cells in rows(SECTIONS["Codes"]).items() if "failed" in cells[0]}
+    assert of_segments == set(FAILED_CODES), "an alert would miss the first of a kind"
 
 
 def test_the_close_codes_of_the_page_are_those_of_the_code() -> None:

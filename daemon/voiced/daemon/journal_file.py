@@ -190,7 +190,7 @@ def fact(database: sqlite3.Connection, key: str) -> int:
     row = database.execute(
         "SELECT CAST(value AS INTEGER) FROM facts WHERE key = ?", (key,)
     ).fetchone()
-    return 0 if row is None else int(row[0])
+    return 0 if row is None else int(row[0] or 0)  # NULL in a broken file
 
 
 def set_fact(database: sqlite3.Connection, key: str, value: int) -> None:

@@ -153,7 +153,8 @@ class JournalReader:
                 (since_ms,),
             ).fetchone()
             last = self._database.execute("SELECT max(number) FROM epochs").fetchone()[0] or 0
-            return ([row[0], row[1] - 1] if row else [last + 1, 0]), True
+            # a broken file may have NULL where the schema says NOT NULL
+            return ([row[0] or 0, (row[1] or 0) - 1] if row else [last + 1, 0]), True
         if after is None:
             return [0, 0], True
         epoch, seq = after

@@ -18,6 +18,9 @@ VadName = Literal["cascade", "silero", "webrtc"]
 # `\Z`, not `$`, which a line feed may follow: names stand in topics and log lines. Not `-` alone,
 # which stands for no stream.
 StreamName = Annotated[str, msgspec.Meta(pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])\Z")]
+_MAX_STORED = (1 << 63) - 1
+Stored = Annotated[int, msgspec.Meta(ge=-_MAX_STORED, le=_MAX_STORED)]
+"""A number that the journal's database knows; JSON has larger ones."""
 Language = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{2,3}\Z")]
 HotwordText = Annotated[str, msgspec.Meta(min_length=1, max_length=72)]
 
@@ -204,9 +207,9 @@ class Final(Message, tag_field="type", tag="final", frozen=True, kw_only=True, o
     text: str
     language: str
     confidence: float
-    start_ms: int
-    end_ms: int
-    latency_ms: int
+    start_ms: Stored
+    end_ms: Stored
+    latency_ms: Stored
     """From the arrival of the segment's last audio to publication."""
     words: tuple[WordInfo, ...] = ()
     n_best: tuple[Alternative, ...] = ()
@@ -293,9 +296,6 @@ ServerMessage = (
 
 LastWord = Final | Failed
 
-_MAX_STORED = (1 << 63) - 1
-"""Largest number that the journal's database knows; JSON has larger ones."""
-
 
 class Position(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A place on the bus: that of the message with these numbers."""
@@ -317,7 +317,7 @@ class Replay(
     """The last message that the asker has."""
     until: Position | None = None
     """The last message of interest; absent: whatever is there."""
-    since_ms: Annotated[int, msgspec.Meta(ge=-_MAX_STORED, le=_MAX_STORED)] | None = None
+    since_ms: Stored | None = None
     """Unix time, instead of `after`."""
     limit: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 200
 

@@ -185,7 +185,8 @@ class _ToMono:
         import av
 
         self._key = self._key_of(frame)
-        self._planar = av.AudioResampler(format="fltp")
+        # Packed: PyAV 18.1 reads beyond the planes of a planar frame of 8 channels or more.
+        self._packed = av.AudioResampler(format="flt")
         self._rate = StreamResampler(frame.sample_rate)
 
     @staticmethod
@@ -196,14 +197,17 @@ class _ToMono:
         return self._key_of(frame) == self._key
 
     def convert(self, frame: Any) -> Samples:
-        planes = [part.to_ndarray() for part in self._planar.resample(frame)]
-        if not planes:
+        parts = [
+            part.to_ndarray().reshape(-1, part.layout.nb_channels)
+            for part in self._packed.resample(frame)
+        ]
+        if not parts:
             return np.empty(0, np.float32)
-        channels = np.concatenate(planes, axis=1)
+        channels = np.concatenate(parts)
         if not np.isfinite(channels).all():  # a file of floats may hold anything
             channels = np.where(np.isfinite(channels), channels, np.float32(0))
         np.clip(channels, -1e6, 1e6, out=channels)  # so that neither sum nor filter overflows
-        mono: Samples = channels.mean(axis=0, dtype=np.float32)
+        mono: Samples = channels.mean(axis=1, dtype=np.float32)
         return self._rate.feed(mono).clip(-1.0, 1.0)
 
     def flush(self) -> Samples:
