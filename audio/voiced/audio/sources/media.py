@@ -1,6 +1,6 @@
 """Media files → blocks of float32 at 16 kHz mono, through FFmpeg's libraries (PyAV).
 
-The decoder gives planar float at the file's own rate; channels are mixed by their mean and soxr
+The decoder gives floats at the file's own rate; channels are mixed by their mean and soxr
 brings the rate to 16 kHz, as on a stream. (FFmpeg's own mixdown to mono adds 3 dB on float
 output, and its resampler would make a file sound unlike the same audio sent over a socket.)
 
