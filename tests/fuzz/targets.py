@@ -290,7 +290,20 @@ def _encoded(container: str, codec: str, rate: int) -> bytes:
                 file.mux(packet)
         for packet in stream.encode(None):
             file.mux(packet)
-    return out.getvalue()
+    return _without_padding(out.getvalue()) if container == "flac" else out.getvalue()
+
+
+def _without_padding(flac: bytes) -> bytes:
+    """Cut the 8 KiB that FFmpeg leaves for tags: longer than any input here."""
+    kept, at, is_last = [], 4, False
+    while not is_last:
+        kind, size = flac[at] & 0x7F, int.from_bytes(flac[at + 1 : at + 4], "big")
+        is_last = bool(flac[at] & 0x80)
+        if kind != 1:
+            kept.append(flac[at : at + 4 + size])
+        at += 4 + size
+    kept[-1] = bytes([kept[-1][0] | 0x80]) + kept[-1][1:]
+    return b"".join((flac[:4], *kept, flac[at:]))
 
 
 def _server_messages() -> tuple[bytes, ...]:
