@@ -1,17 +1,18 @@
-"""`voiced bench decode`; wired into `cli.py`. Imports nothing heavy."""
+"""`voiced bench decode` and `hotwords`; wired into `cli.py`. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from voiced.daemon.cli_live import JsonFile, Model
+from voiced.daemon.cli_live import JsonFile, Model, Sets
 
 
 def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
-    """Wire the command below into `voiced bench`; `done` ends the process with a status."""
+    """Wire the commands below into `voiced bench`; `done` ends the process with a status."""
 
     @bench.command("decode")
     def _decode(
@@ -39,6 +40,47 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
                 model=model,
                 threads=threads,
                 beam=beam,
+                json_path=json_path,
+            )
+        )
+
+    @bench.command("hotwords")
+    def _hotwords(
+        folder: Annotated[
+            Path, typer.Argument(help="Recordings with texts.", metavar="DIR", file_okay=False)
+        ],
+        bonuses: Annotated[
+            list[float] | None,
+            typer.Option("--bonus", help="Tried; 0: none; may be repeated.", min=0, max=10),
+        ] = None,
+        phrases: Annotated[
+            Path | None,
+            typer.Option(help="Phrases, one a line; default: rare words.", metavar="FILE"),
+        ] = None,
+        more: Annotated[
+            Path | None, typer.Option(help="Phrases that nobody says.", metavar="FILE")
+        ] = None,
+        half: Annotated[
+            Literal["a", "b"] | None, typer.Option(help="One half of the clips.")
+        ] = None,
+        sets: Sets = None,
+        greedy: Annotated[bool, typer.Option("--greedy", help="Partials.")] = False,
+        model: Model = None,
+        json_path: JsonFile = None,
+    ) -> None:
+        """What a bonus for listed phrases finds, invents, and costs in errors."""
+        from voiced.daemon.commands.bench_hotwords import hotwords
+
+        done(
+            hotwords(
+                folder,
+                bonuses=bonuses or (0, 2),
+                phrases=phrases,
+                more=more,
+                half=half,
+                sets=sets or (),
+                is_greedy=greedy,
+                model=model,
                 json_path=json_path,
             )
         )
