@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
+from socket import create_connection, create_server
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from zmq.utils import z85
 
 from voiced.daemon import curve
 from voiced.daemon.bus import Bus
-from voiced.daemon.curve import AllowList, CurveServer, KeyFileError, KeyPair, serve_curve
+from voiced.daemon.curve import AllowList, CurveServer, KeyFileError, KeyPair, _Peer, serve_curve
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.replay import ReplayServer
 from voiced.daemon.watched import FileRefused, Watched
@@ -154,6 +156,22 @@ def test_a_key_that_is_removed_loses_its_open_connections_and_others_do_not(
     run(tmp_path, scenario)
 
 
+def test_only_connections_of_the_socket_are_cut() -> None:
+    with create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with create_connection(("127.0.0.1", port)) as client, server.accept()[0] as mine:
+            inode = os.fstat(mine.fileno()).st_ino
+            for endpoint, number in (
+                (f"tcp://127.0.0.1:{port + 1}", inode),  # another's, by the same descriptor
+                (f"tcp://127.0.0.1:{port}", inode + 1),  # a later one, by the same descriptor
+            ):
+                assert not _Peer("a", mine.fileno(), endpoint, number).cut()
+            client.sendall(b"x")
+            assert mine.recv(1) == b"x"
+            assert _Peer("a", mine.fileno(), f"tcp://127.0.0.1:{port}", inode).cut()
+            assert client.recv(1) == b""
+
+
 def test_a_key_that_is_made_anew_under_an_old_name_does_not_keep_the_old_one(
     tmp_path: Path,
 ) -> None:
@@ -219,6 +237,12 @@ def test_the_replay_socket_is_open_to_those_alone_who_may_hear_the_bus(tmp_path:
         answer = decode_answer(await good.recv())
         assert (answer.id, isinstance(answer, Refused)) == (2, True)  # there is no journal here
         assert not await stranger.poll(0)
+        ring.list = curve.without_key(ring.list, "screen")
+        curve.write_allowed(ring.allowed, ring.list)
+        ring.watched.refresh(is_forced=True)
+        await good.send(encode(Replay(v=1, id=3)))
+        await ring.refusals(2)  # it was cut, and tries again
+        assert not await good.poll(0)
         for socket in (stranger, good):
             socket.close()
         serving.cancel()

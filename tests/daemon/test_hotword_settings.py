@@ -120,7 +120,9 @@ def test_a_reload_takes_them_over_for_streams_that_are_open(tmp_path: Path) -> N
         await daemon.reload()
         assert daemon._engine.hotwords == (Hotword("Manasseh", 2.0),)
         file.unlink()
-        await daemon.reload()
+        changed = {**engine, "model": "fake:delay_ms=1"}
+        sources.append(Settings.model_validate({**settings().model_dump(), "engine": changed}))
+        await daemon.reload()  # refused as a whole
         assert daemon._engine.hotwords == (Hotword("Manasseh", 2.0),)
         assert daemon._engine.info is before  # without another worker
 

@@ -281,22 +281,21 @@ class Daemon:
         changes = reload.compare(self._settings, new)
         if changes.restart:
             logger.warning("changes that need a restart: %s", ", ".join(changes.restart))
-        self._take_over(new, changes.now)
-        if changes.model:
+        if self._take_over(new, changes.now) and changes.model:
             try:
                 await self._change_model(new, changes.model)
             except ModelStays as error:
                 logger.error("model stays, the new one failed: %s", error)
 
-    def _take_over(self, new: Settings, names: tuple[str, ...]) -> None:
-        """Let new streams have what they may have now."""
+    def _take_over(self, new: Settings, names: tuple[str, ...]) -> bool:
+        """Let streams have what they may have now; False when they cannot."""
         settings = reload.merge(self._settings, new, names)
         try:
             chains = self._chains(settings.vad)
             hotwords = hotwords_of(settings.engine)
         except (AudioError, ConfigError) as error:  # another detector or file, which is not here
             logger.error("reload refused, everything stays as it was: %s", error)
-            return
+            return False
         self._settings = settings
         self._engine.hotwords = hotwords
         logs.set_level(settings.logging.level)
@@ -307,6 +306,7 @@ class Daemon:
             overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
         )
         logger.info("reloaded changed=%s", ", ".join(names) or "nothing")
+        return True
 
     async def switch_model(self, model: str, say: Say) -> Switched:
         """Change to another model until the next start, or until `engine.model` is changed.

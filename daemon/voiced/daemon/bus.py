@@ -210,7 +210,7 @@ class Bus:
                 frame = pub.recv(zmq.NOBLOCK, copy=False)
                 told = frame.bytes  # 1 and a topic that is new; 0 and one that is gone
                 if self._curve is not None and told[:1] == b"\1":
-                    self._curve.heard(frame)
+                    self._curve.heard(frame, pub)
                 if told[:1] in (b"\0", b"\1"):
                     self._topic_bytes += len(told) if told[0] else -len(told)
 
@@ -300,7 +300,7 @@ async def read_parts(pull: zmq.asyncio.Socket, curve: CurveServer | None = None)
     sender's key is not allowed any more has no parts.
     """
     first = await pull.recv(copy=False)
-    parts = [first.bytes] if curve is None or curve.admits(first, "ingest") else []
+    parts = [first.bytes] if curve is None or curve.admits(first, pull, "ingest") else []
     while pull.get(zmq.RCVMORE):
         part = await pull.recv()
         if len(parts) == 1:

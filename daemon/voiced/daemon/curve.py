@@ -259,22 +259,25 @@ class CurveServer:
         bound.set_string(zmq.ZAP_DOMAIN, domain)
         bound.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler: nobody, instead of everybody
 
-    def admits(self, frame: zmq.Frame, domain: Domain) -> bool:
+    def admits(
+        self, frame: zmq.Frame, bound: zmq.Socket[Any] | zmq.asyncio.Socket, domain: Domain
+    ) -> bool:
         """Say whether the sender of a message may still send; else its connection is cut.
 
         Args:
             frame: The message's last part, received with `copy=False`.
+            bound: Where it was received.
             domain: Of the socket.
         """
-        peer = _Peer.of(frame)
+        peer = _Peer.of(frame, bound)
         if self._allowed.value.allows(peer.user, domain):
             return True
         self._cut(peer)
         return False
 
-    def heard(self, subscription: zmq.Frame) -> None:
+    def heard(self, subscription: zmq.Frame, bound: zmq.Socket[Any]) -> None:
         """Learn who listens: the frame of a subscription, received with `copy=False`."""
-        peer = _Peer.of(subscription)
+        peer = _Peer.of(subscription, bound)
         self._listeners[peer.descriptor] = peer
 
     def expel(self) -> None:
@@ -337,17 +340,20 @@ class _Peer:
 
     user: str
     descriptor: int
+    endpoint: str
+    """Of the bound socket: what has the same descriptor later may be no connection of it."""
     inode: int
-    """Of the socket; tells it from another that has the same descriptor later."""
+    """Of the connection; tells it from a later one."""
 
     @classmethod
-    def of(cls, frame: zmq.Frame) -> _Peer:
+    def of(cls, frame: zmq.Frame, bound: zmq.Socket[Any] | zmq.asyncio.Socket) -> _Peer:
         """Whose message this is."""
+        endpoint = bound.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
         try:
             user, descriptor = str(frame.get("User-Id")), int(frame.get(zmq.SRCFD))
         except zmq.ZMQError:  # nobody's
-            return cls("", -1, 0)
-        return cls(user, descriptor, _inode(descriptor))
+            return cls("", -1, endpoint, 0)
+        return cls(user, descriptor, endpoint, _inode(descriptor))
 
     def is_open(self) -> bool:
         """Whether the connection is still there."""
@@ -355,10 +361,12 @@ class _Peer:
 
     def cut(self) -> bool:
         """Shut the connection down; False when it is gone already."""
+        if not self.is_open():
+            return False
         try:
             # Of our own, so that it cannot become another's between the question and the deed.
             with socket.socket(fileno=os.dup(self.descriptor)) as own:
-                if _inode(own.fileno()) != self.inode:
+                if _inode(own.fileno()) != self.inode or not _is_of(own, self.endpoint):
                     return False
                 own.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -373,6 +381,13 @@ def _inode(descriptor: int) -> int:
     except OSError:
         return 0
     return found.st_ino if stat.S_ISSOCK(found.st_mode) else 0
+
+
+def _is_of(connection: socket.socket, endpoint: str) -> bool:
+    """Whether a connection was accepted at a ZeroMQ endpoint; by its port, where it has one."""
+    name = connection.getsockname()
+    here = str(name[1]) if isinstance(name, tuple) else str(name)
+    return endpoint.endswith((f":{here}", f"ipc://{here}"))
 
 
 def serve_curve(

@@ -108,7 +108,7 @@ class ReplayServer:
         assert socket is not None, "open comes first"
         while True:
             frames = await socket.recv_multipart(copy=False)
-            if self._curve is not None and not self._curve.admits(frames[-1], "subscribe"):
+            if self._curve is not None and not self._curve.admits(frames[-1], socket, "subscribe"):
                 continue
             peer, *parts = (frame.bytes for frame in frames)
             if len(parts) != 1 or len(parts[0]) > MAX_REQUEST_BYTES:

@@ -209,9 +209,5 @@ class HotwordSearch(BeamSearch):
     def _close(self, row: int, total: float, *, ended: bool) -> Hypothesis:
         found = super()._close(row, total, ended=ended)
         bonus = self._bonus[row] + (self._graph.finish(self._nodes[row]) if ended else 0.0)
-        return self._without(found, bonus)
-
-    @staticmethod
-    def _without(found: Hypothesis, bonus: float) -> Hypothesis:
         mean = bonus / (len(found.tokens) + 1)
         return Hypothesis(found.tokens, found.score - mean, found.ended, bonus=mean)
