@@ -17,7 +17,8 @@ from voiced.audio.sources.media import read_all
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.bundle import Bundle
 from voiced.engine.decode import DEAD, Hypothesis
-from voiced.engine.families.whisper import frames_needed
+from voiced.engine.families import whisper_hotwords
+from voiced.engine.families.whisper import Vocabulary, frames_needed
 from voiced.engine.families.whisper_hotwords import HotwordGraphs, is_spaced, spellings
 from voiced.engine.families.whisper_model import Utterance, WhisperModel
 from voiced.engine.hotwords import ContextGraph, HotwordSearch, parse_hotword
@@ -187,6 +188,21 @@ def test_a_phrase_is_looked_for_in_the_ways_the_model_writes_it() -> None:
     assert list(spellings("汉语")) == ["汉语", "漢語"]
     assert list(spellings("漢語")) == ["漢語", "汉语"]
     assert " Café" in set(spellings("cafe\u0301"))
+
+
+def test_graphs_of_lists_are_kept_up_to_a_number_of_phrases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(whisper_hotwords, "_MAX_PHRASES", 5)
+    graphs = HotwordGraphs(Vocabulary(range(3), [b"a", b"b", b" "]))
+    lists = [tuple(Hotword(phrase, bonus) for phrase in "ab") for bonus in (1.0, 2.0, 3.0)]
+    first, second = graphs.of(lists[0]), graphs.of(lists[1])
+    assert graphs.of(lists[0]) is first
+    graphs.of(lists[2])  # the one that was asked for longest ago goes
+    assert graphs.of(lists[0]) is first
+    assert graphs.of(lists[1]) is not second
+    assert graphs.of(tuple(Hotword("a", score) for score in range(1, 9))) is not None
+    assert graphs.of((Hotword("c", 1.0),)) is None
 
 
 def test_scripts_without_spaces_have_no_word_boundaries() -> None:

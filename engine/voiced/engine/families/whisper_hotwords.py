@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+")
 """Where the tokenizer cuts before it merges; GPT-2's pattern."""
 
-_KEPT = 64
-"""Lists of hotwords whose graphs are kept."""
+_MAX_PHRASES = 8_000
+"""Of all lists whose graphs are kept."""
 
 
 class HotwordGraphs:
@@ -26,8 +26,9 @@ class HotwordGraphs:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        self.of = functools.lru_cache(_KEPT)(self._of)
         self._edges = functools.cache(self._edges_of)
+        self._graphs: dict[tuple[Hotword, ...], ContextGraph | None] = {}
+        """By list, that of the latest utterance last."""
 
     @functools.cached_property
     def _ranks(self) -> dict[bytes, tuple[int, int]]:
@@ -35,8 +36,15 @@ class HotwordGraphs:
         both = zip(self._vocabulary.ids, self._vocabulary.pieces, strict=True)
         return {piece: (rank, column) for column, (rank, piece) in enumerate(both)}
 
-    def _of(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
-        """The graph of a list; None when the model can write none of it."""
+    def of(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
+        """Return the graph of a list; None when the model can write none of it."""
+        graphs = self._graphs
+        graphs[hotwords] = graphs.pop(hotwords) if hotwords in graphs else self._make(hotwords)
+        while len(graphs) > 1 and sum(map(len, graphs)) > _MAX_PHRASES:
+            del graphs[next(iter(graphs))]
+        return graphs[hotwords]
+
+    def _make(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
         phrases: list[tuple[Sequence[int], float]] = []
         refused = 0
         for hotword in hotwords:
