@@ -317,7 +317,7 @@ def _speed_table(ours: Timed, theirs: Timed) -> Table:
         tuple(rows),
         (
             "medians; a ratio below 1 means faster than ONNX Runtime with the same fp32 graph",
-            "cpu: time on a core, keeping and crossing included; other work hardly changes it",
+            "cpu: time on a core, keeping and crossing included; waiting for the core is not in it",
             "keeping: copying caches from the library's outputs to where the next call reads them",
             "crossing: what is left of the call beyond that and the library's own time",
         ),

@@ -5,8 +5,8 @@ the graph server runs it there, and `backend.py` runs it in process where the wh
 What the library can do is probed, never concluded from its version. `ascend.py` is the same for a
 card. On a CPU, with the library as old as 2.0.0:
 
-- a resident tensor is a host array of ours, and a run copies its results into it: the library gives
-  the outputs of every run the same memory, so they cannot be the next run's inputs as they are,
+- a resident tensor is a host array of ours, and a run copies its results into it: the library uses
+  the outputs' memory again at every run, so they cannot be the next run's inputs as they are,
 - resizing a model twice corrupts the heap: a model is resized at most once, before its first run,
   and has one set of shapes for ever,
 - the tensors of `get_inputs` are computed with old data when they are asked for again and not set:
