@@ -159,6 +159,17 @@ def test_any_number_of_channels_is_mixed(tmp_path: Path, channels: int) -> None:
         assert np.allclose(read_all(path), pcm.mean(axis=1) / 32_768, atol=1e-6)
 
 
+def test_more_channels_than_can_be_mixed_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "many.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(65)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(65 * 2 * 100))
+    with pytest.raises(MediaError, match="65 channels cannot be mixed"):
+        read_all(path)
+
+
 def test_samples_beyond_full_scale_are_clipped(tmp_path: Path) -> None:
     path = encode(tmp_path / "hot.wav", "pcm_f32le", 16_000, [tone(16_000, 0.5, level=1.8)])
     samples = read_all(path)

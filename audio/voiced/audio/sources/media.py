@@ -136,6 +136,8 @@ class _Decoder:
         return ", ".join(parts) or None
 
     def blocks(self) -> Iterator[Samples]:
+        import av
+
         for frame in self._frames():
             if frame.time is not None:
                 gap_s = frame.time - self._origin_s - self._position_s
@@ -148,7 +150,12 @@ class _Decoder:
                 # Chained streams (web radio) may change rate and channels at a link.
                 yield from self._flush()
                 self._converter = _ToMono(frame)
-            block = self._converter.convert(frame)
+            try:
+                block = self._converter.convert(frame)
+            except av.FFmpegError as error:  # more than 64 channels, for one
+                count = frame.layout.nb_channels
+                self._broken_by = f"{count} channels cannot be mixed: {error.strerror}"
+                return
             if len(block):
                 yield block
         yield from self._flush()
