@@ -172,25 +172,41 @@ def config_reader() -> Callable[[bytes], object]:
     file = _MemoryFile()
 
     def read(data: bytes) -> object:
-        loaded = config.load(file=file.write(data), environment={})
+        try:
+            loaded = config.load(file=file.write(data), environment={})
+        except ConfigError as error:
+            return _refusal(error)
         for name in config.KEYS:
             config.show(config.value_of(loaded.settings, name))
-        return loaded
+        return "loaded"
 
     return read
+
+
+def _refusal(error: ConfigError) -> str:
+    """What tells refusals apart: which settings, and why; not the file, the numbers, the words."""
+    kinds = {
+        (each.key if each.key in config.KEYS else "", each.rule.partition(":")[0])
+        for each in error.problems
+    }
+    assert str(error)
+    return f"refused {sorted(kinds)[:3]}"
 
 
 def read_settings_text(data: bytes) -> object:
     """`section.key=value` of a flag, and the same of a variable."""
     text = data.decode("utf-8", "replace")
     name, value = config.parse_assignment(text)
-    loaded = config.load(
-        environment={f"VOICED_{name.replace('.', '_').upper()}": value, "VOICED_CONFIG": ""},
-        flags={name: ("--set", value)},
-        system_file=Path("/nonexistent"),
-    )
+    try:
+        loaded = config.load(
+            environment={f"VOICED_{name.replace('.', '_').upper()}": value, "VOICED_CONFIG": ""},
+            flags={name: ("--set", value)},
+            system_file=Path("/nonexistent"),
+        )
+    except ConfigError as error:
+        return _refusal(error)
     is_local_endpoint(loaded.settings.bus.endpoint)
-    return loaded
+    return "loaded"
 
 
 def read_tokens(data: bytes) -> object:
