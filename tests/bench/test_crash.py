@@ -8,7 +8,7 @@ from typing import Any
 
 from voiced.bench.crash import CrashPlan, CrashRun
 from voiced.bench.crash_ledger import Ledger, compare
-from voiced.daemon.cli import exit_status
+from voiced.daemon.exit_status import exit_status
 
 
 def final(

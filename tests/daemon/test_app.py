@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from voiced.daemon.app import FAKE_MODEL, Daemon
-from voiced.daemon.cli import exit_status
 from voiced.daemon.config import (
     BusSettings,
     ConfigError,
@@ -24,6 +23,7 @@ from voiced.daemon.config import (
     VadSettings,
 )
 from voiced.daemon.errors import StartTimeout
+from voiced.daemon.exit_status import exit_status
 from voiced.daemon.sdnotify import Notifier
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from voiced.daemon import cli
+from voiced.daemon.exit_status import UNAVAILABLE, USAGE, exit_status
 
 
 def voiced(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -225,13 +225,13 @@ def test_output_to_a_full_disk_is_an_error(unbuffered: str) -> None:
 
 
 def test_exit_status_follows_the_codes() -> None:
-    assert cli.exit_status("bundle") == 3
-    assert cli.exit_status("config") == 2
-    assert cli.exit_status("address") == 2
+    assert exit_status("bundle") == 3
+    assert exit_status("config") == 2
+    assert exit_status("address") == 2
     for code in ("device_not_found", "device_busy", "portaudio_missing", "fetch", "port_in_use"):
-        assert cli.exit_status(code) == 3
-    assert cli.exit_status("internal") == 1
-    assert not cli.UNAVAILABLE & cli.USAGE
+        assert exit_status(code) == 3
+    assert exit_status("internal") == 1
+    assert not UNAVAILABLE & USAGE
 
 
 def write_silence(path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tests.daemon.kept import NOW_MS, final, heard
 
-from voiced.daemon.cli import exit_status
 from voiced.daemon.commands.journal import (
     Selection,
     journal_export,
@@ -20,6 +19,7 @@ from voiced.daemon.commands.journal import (
 )
 from voiced.daemon.commands.times import since_ms
 from voiced.daemon.errors import JournalMissing, JournalRefused, TimeError
+from voiced.daemon.exit_status import exit_status
 from voiced.daemon.journal import Journal, Record
 from voiced.daemon.journal_file import FILE_NAME, FolderLock
 from voiced.daemon.spool import Spool

@@ -21,8 +21,8 @@ import onnx
 import pytest
 from tests.engine.released_silero import released_graph
 
-from voiced.daemon import cli
 from voiced.daemon.commands import model as command
+from voiced.daemon.exit_status import EXIT_UNAVAILABLE, exit_status
 from voiced.engine import build
 from voiced.engine.build import sources
 from voiced.engine.build.pack import BundleWriter
@@ -111,7 +111,7 @@ def refusal(call: Callable[..., int], *arguments: object) -> str:
     """Return the message of an error whose exit status is the one of what is missing."""
     with pytest.raises(EngineError) as caught:
         call(*arguments)
-    assert cli.exit_status(caught.value.code) == cli.EXIT_UNAVAILABLE
+    assert exit_status(caught.value.code) == EXIT_UNAVAILABLE
     return str(caught.value)
 
 

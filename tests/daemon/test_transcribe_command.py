@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from voiced.audio.vad import VadKind
-from voiced.daemon.commands.pipes import BROKEN_PIPE_EXIT
 from voiced.daemon.commands.transcribe import (
     OutputFormat,
     OutputRefused,
     join_texts,
     transcribe,
 )
+from voiced.daemon.exit_status import EXIT_READER_GONE
 from voiced.engine.errors import BundleError
 
 RATE_HZ = 16_000
@@ -197,7 +197,7 @@ def test_a_reader_that_leaves_ends_the_command_silently(tmp_path: Path) -> None:
         )
     finally:
         os.close(writing)
-    assert (done.returncode, done.stderr) == (BROKEN_PIPE_EXIT, b"")
+    assert (done.returncode, done.stderr) == (EXIT_READER_GONE, b"")
 
 
 @pytest.mark.parametrize(

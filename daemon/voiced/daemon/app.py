@@ -34,6 +34,7 @@ from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import ModelStays, StartTimeout
 from voiced.daemon.events import Events
+from voiced.daemon.exit_status import EXIT_FAILED, EXIT_OK
 from voiced.daemon.hotwords import hotwords_of
 from voiced.daemon.inside import Inside
 from voiced.daemon.metrics import Metrics
@@ -63,7 +64,6 @@ FAKE_MODEL = "fake"
 """Model name of the recogniser that tests use; it has no bundle. Options of it may follow:
 `fake:delay_ms=80,once=FILE`."""
 
-EXIT_OK, EXIT_FAILED = 0, 1
 
 _HOLD_S = 5.0
 """Longest that connections to passed sockets wait for the engine before they are served: who woke

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from voiced.daemon.cli_live import JsonFile, Model, Sets
+from voiced.daemon.cli_options import JsonFile, Model, Sets, Threads
 
 
-def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
-    """Wire the commands below into `voiced bench`; `done` ends the process with a status."""
+def add_commands(bench: typer.Typer) -> None:
+    """Wire the commands below into `voiced bench`."""
 
     @bench.command("decode")
     def _decode(
@@ -24,7 +23,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         ] = None,
         rounds: Annotated[int, typer.Option(help="Runs of each arrangement.", min=1)] = 10,
         model: Model = None,
-        threads: Annotated[int, typer.Option(help="Threads of one graph call.", min=1)] = 1,
+        threads: Threads = 1,
         beam: Annotated[
             int | None, typer.Option(help="Hypotheses of finals; default: as published.", min=1)
         ] = None,
@@ -33,7 +32,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         """What a decoder step costs when utterances share it, in CPU time."""
         from voiced.daemon.commands.bench_decode import decode
 
-        done(
+        raise typer.Exit(
             decode(
                 sizes=tuple(sizes) if sizes else (1, 2, 4, 8),
                 rounds=rounds,
@@ -71,7 +70,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         """What a bonus for listed phrases finds, invents, and costs in errors."""
         from voiced.daemon.commands.bench_hotwords import hotwords
 
-        done(
+        raise typer.Exit(
             hotwords(
                 folder,
                 bonuses=bonuses or (0, 2),

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
+from voiced.daemon.cli_options import AsJson, Config
 
-def add_commands(app: typer.Typer, done: Callable[[int], None]) -> None:
-    """Add the command.
 
-    Args:
-        app: The program's commands.
-        done: Ends the program with a status.
-    """
+def add_commands(app: typer.Typer) -> None:
+    """Add the command."""
 
     @app.command("doctor")
-    def _doctor(
-        config: Annotated[
-            Path | None,
-            typer.Option(
-                "--config", help="Configuration file (TOML).", metavar="FILE", dir_okay=False
-            ),
-        ] = None,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
+    def _doctor(config: Config = None, as_json: AsJson = False) -> None:
         """Check settings, machine, model, ports, sound and NPU, and say what to do.
 
         Each finding is ok, warn (works, but) or fail (what is configured does not work), with the
@@ -34,4 +19,4 @@ def add_commands(app: typer.Typer, done: Callable[[int], None]) -> None:
         """
         from voiced.daemon.commands.doctor import doctor
 
-        done(doctor(config, as_json=as_json))
+        raise typer.Exit(doctor(config, as_json=as_json))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,8 +79,8 @@ def _journal_purge(
     raise typer.Exit(journal_purge(folder, older_than=older_than, everything=everything))
 
 
-def add_commands(bench_app: typer.Typer, leave: Callable[[int], None]) -> None:
-    """Add `voiced bench crash`; `leave` ends the command with a status."""
+def add_commands(bench_app: typer.Typer) -> None:
+    """Add `voiced bench crash`."""
 
     @bench_app.command("crash")
     def _bench_crash(
@@ -109,4 +108,4 @@ def add_commands(bench_app: typer.Typer, leave: Callable[[int], None]) -> None:
         plan = CrashPlan(
             kills=kills, streams=streams, seed=seed, longest_s=60 * minutes, survives=survives
         )
-        leave(crash(plan, folder=folder, json_path=json_path))
+        raise typer.Exit(crash(plan, folder=folder, json_path=json_path))

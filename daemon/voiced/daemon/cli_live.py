@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from voiced.daemon.cli_options import Backend, Clips, FolderLanguage, JsonFile, Model, Sets
 
 if TYPE_CHECKING:
     from voiced.daemon.commands.live import Served
@@ -42,47 +43,15 @@ With = Annotated[
     list[str] | None,
     typer.Option("--with", help="A setting of it; may be repeated.", metavar="SECTION.KEY=VALUE"),
 ]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", help="Bundle name or folder; default whisper-base.", metavar="NAME"),
-]
-Backend = Annotated[
-    str | None,
-    typer.Option("--backend", help="Runtime of the graphs; default onnxruntime.", metavar="NAME"),
-]
-Clips = Annotated[
-    Path | None,
-    typer.Option(
-        "--clips",
-        help="Folder of recordings; default: the few short ones of the demo.",
-        metavar="DIR",
-    ),
-]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Only this set of it; may be repeated.")
-]
 PerLanguage = Annotated[
     int, typer.Option("--per-language", help="Different clips of a language.", min=1)
 ]
-Language = Annotated[
-    str | None,
-    typer.Option("--language", help="Language of folders that name none.", metavar="CODE"),
-]
 Partials = Annotated[bool, typer.Option(help="Ask for partial results or not.")]
 Seed = Annotated[int, typer.Option(help="Another seed is another dialogue.", min=0)]
-JsonFile = Annotated[
-    Path | None, typer.Option("--json", help="Also write everything to FILE.", metavar="FILE")
-]
 
 
-def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], None]) -> None:
-    """Wire the commands below into the command line.
-
-    Args:
-        root: `voiced`.
-        bench: `voiced bench`.
-        done: Ends the program with a status.
-    """
+def add_commands(root: typer.Typer, bench: typer.Typer) -> None:
+    """Wire the commands below into `voiced` and `voiced bench`."""
 
     @bench.command("load")
     def _load(
@@ -111,14 +80,14 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         clips: Clips = None,
         sets: Sets = None,
         per_language: PerLanguage = 24,
-        language: Language = None,
+        language: FolderLanguage = None,
         seed: Seed = 0,
         json_path: JsonFile = None,
     ) -> None:
         """Live dialogue over WebSockets: delays, losses, CPU, memory, and a client's ledger."""
         from voiced.daemon.commands.live import load
 
-        done(
+        raise typer.Exit(
             load(
                 served=_served(
                     config, assignments, model, backend, url, bus, pid, token_file, authority
@@ -155,14 +124,14 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         clips: Clips = None,
         sets: Sets = None,
         per_language: PerLanguage = 24,
-        language: Language = None,
+        language: FolderLanguage = None,
         seed: Seed = 0,
         json_path: JsonFile = None,
     ) -> None:
         """The same for hours, with a verdict: flat delay, flat memory, nothing lost or doubled."""
         from voiced.daemon.commands.live import soak
 
-        done(
+        raise typer.Exit(
             soak(
                 served=_served(
                     config, assignments, model, backend, url, bus, pid, token_file, authority
@@ -206,7 +175,7 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         clips: Clips = None,
         sets: Sets = None,
         per_language: PerLanguage = 24,
-        language: Language = None,
+        language: FolderLanguage = None,
         seed: Seed = 0,
         json_path: JsonFile = None,
     ) -> None:
@@ -216,7 +185,7 @@ def add_commands(root: typer.Typer, bench: typer.Typer, done: Callable[[int], No
         """
         from voiced.daemon.commands.tune import tune
 
-        done(
+        raise typer.Exit(
             tune(
                 served=_served(config, assignments, model, backend),
                 target_ms=target_ms,

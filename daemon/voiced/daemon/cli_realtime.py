@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from voiced.daemon.cli_live import Backend, JsonFile, Language, Model, Sets
+from voiced.daemon.cli_options import Backend, Corpus, FolderLanguage, JsonFile, Model, Sets
 
-Corpus = Annotated[Path, typer.Argument(help="Folder of recordings with texts.", metavar="DIR")]
 Limit = Annotated[int | None, typer.Option(help="Most clips of a set.", min=1)]
 
 
-def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
-    """Wire the commands below into `voiced bench`; `done` ends the process with a status."""
+def add_commands(bench: typer.Typer) -> None:
+    """Wire the commands below into `voiced bench`."""
 
     @bench.command("partials")
     def _partials(
@@ -33,7 +30,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         ] = 1.0,
         model: Model = None,
         backend: Backend = None,
-        language: Language = None,
+        language: FolderLanguage = None,
         json_path: JsonFile = None,
     ) -> None:
         """How soon partials and finals come and how stable they are, in simulated time.
@@ -43,7 +40,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         """
         from voiced.daemon.commands.realtime import partials
 
-        done(
+        raise typer.Exit(
             partials(
                 folder,
                 sets=sets or (),
@@ -74,7 +71,7 @@ def add_commands(bench: typer.Typer, done: Callable[[int], None]) -> None:
         """
         from voiced.daemon.commands.realtime import vad
 
-        done(
+        raise typer.Exit(
             vad(
                 folder,
                 sets=sets or (),

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from voiced.daemon.cli_options import Authority
+
 
 def add_status(app: typer.Typer) -> None:
     """Add the command."""
@@ -28,12 +30,7 @@ def add_status(app: typer.Typer) -> None:
                 help="File with an admin's token, where one is asked for.", metavar="FILE"
             ),
         ] = None,
-        authority: Annotated[
-            Path | None,
-            typer.Option(
-                help="PEM file with what signed the daemon's certificate.", metavar="FILE"
-            ),
-        ] = None,
+        authority: Authority = None,
     ) -> None:
         """Show a running daemon: streams with their levels, engine, queues."""
         from voiced.daemon.commands.keys import read_token

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from voiced.bench.crash import CrashPlan, CrashResult, CrashRun
-
-EXIT_OK, EXIT_FAILED = 0, 1
+from voiced.daemon.exit_status import EXIT_FAILED, EXIT_OK
 
 
 def crash(plan: CrashPlan, *, folder: Path | None, json_path: Path | None) -> int:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from voiced.daemon import wire
+from voiced.daemon.exit_status import EXIT_OK, EXIT_USAGE
 
 if TYPE_CHECKING:
     from voiced.plugins.curve import CurveKeys
     from voiced.plugins.subscriber import BusItem
-
-EXIT_OK, EXIT_USAGE = 0, 2
 
 
 def listen(

@@ -7,15 +7,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-BROKEN_PIPE_EXIT = 141
-"""What a shell reports for a program that SIGPIPE ended: 128 + 13."""
+from voiced.daemon.exit_status import EXIT_READER_GONE
 
 
 class ReaderGone(SystemExit):
     """Nobody reads standard output any more; the program ends without a message."""
 
     def __init__(self) -> None:
-        super().__init__(BROKEN_PIPE_EXIT)
+        super().__init__(EXIT_READER_GONE)
 
 
 @contextmanager

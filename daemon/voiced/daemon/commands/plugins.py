@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from voiced.daemon.exit_status import EXIT_OK, EXIT_USAGE
+
 if TYPE_CHECKING:
     from voiced.plugins.curve import CurveKeys
-
-EXIT_OK, EXIT_USAGE = 0, 2
 
 DEFAULT_BUS = "tcp://127.0.0.1:8766"
 DEFAULT_INGEST = "tcp://127.0.0.1:8767"
