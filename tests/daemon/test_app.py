@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from voiced.daemon.app import FAKE_MODEL, Daemon
-from voiced.daemon.config import (
+from voiced.daemon.config import ConfigError
+from voiced.daemon.engine_settings import EngineSettings
+from voiced.daemon.errors import StartTimeout
+from voiced.daemon.exit_status import exit_status
+from voiced.daemon.sdnotify import Notifier
+from voiced.daemon.settings import (
     BusSettings,
-    ConfigError,
-    EngineSettings,
     LimitsSettings,
     MicrophoneSettings,
     ServerSettings,
     Settings,
     VadSettings,
 )
-from voiced.daemon.errors import StartTimeout
-from voiced.daemon.exit_status import exit_status
-from voiced.daemon.sdnotify import Notifier
 
 
 def test_an_engine_that_takes_too_long_to_start_is_named_with_the_next_step() -> None:

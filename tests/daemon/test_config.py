@@ -8,19 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from voiced.daemon.config import (
-    KEYS,
-    ConfigError,
-    Loaded,
-    Settings,
-    connectable,
-    engine_options,
-    load,
-    parse_assignment,
-    show,
-    stream_url,
-    value_of,
-)
+from voiced.daemon.addresses import connectable, stream_url
+from voiced.daemon.config import KEYS, ConfigError, Loaded, load, parse_assignment, show, value_of
+from voiced.daemon.engine_settings import engine_options
+from voiced.daemon.settings import Settings
 
 NOWHERE = Path("/nonexistent/voiced.toml")
 

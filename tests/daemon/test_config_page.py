@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from voiced.daemon.config import KEYS, Settings, show, value_of
+from voiced.daemon.config import KEYS, show, value_of
+from voiced.daemon.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -17,14 +17,6 @@ import pytest
 from voiced.audio.errors import MicrophoneError, PortAudioMissing
 from voiced.audio.sources.portaudio import InputDevice
 from voiced.daemon.commands.doctor import counts, show
-from voiced.daemon.config import (
-    BusSettings,
-    EngineSettings,
-    MicrophoneSettings,
-    ServerSettings,
-    Settings,
-    VadSettings,
-)
 from voiced.daemon.doctor.examine import guarded
 from voiced.daemon.doctor.finding import Finding, Level, fail, ok, warn
 from voiced.daemon.doctor.machine import (
@@ -37,6 +29,14 @@ from voiced.daemon.doctor.machine import (
 from voiced.daemon.doctor.model import check_model, check_npu, check_runtime
 from voiced.daemon.doctor.network import check_ports, find_holder
 from voiced.daemon.doctor.sound import check_sound
+from voiced.daemon.engine_settings import EngineSettings
+from voiced.daemon.settings import (
+    BusSettings,
+    MicrophoneSettings,
+    ServerSettings,
+    Settings,
+    VadSettings,
+)
 
 MIC = InputDevice(0, "USB Mic", "ALSA", 1, 48_000, True)
 LIBRARY = SimpleNamespace(get_portaudio_version=lambda: (1246976, "PortAudio V19.7.0, revision x"))

@@ -8,10 +8,11 @@ import socket
 import pytest
 
 from voiced.daemon import exposure
-from voiced.daemon.config import BusSettings, ConfigError, ServerSettings, Settings
+from voiced.daemon.config import ConfigError
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.security import Security
 from voiced.daemon.security_settings import CurveSettings, TlsSettings
+from voiced.daemon.settings import BusSettings, ServerSettings, Settings
 
 
 @pytest.mark.parametrize(

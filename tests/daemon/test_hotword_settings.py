@@ -12,9 +12,11 @@ from tests.daemon.test_reload import running, settings
 
 from voiced.audio.frames import Segment
 from voiced.daemon.app import Daemon
-from voiced.daemon.config import ConfigError, EngineSettings, Settings, load
+from voiced.daemon.config import ConfigError, load
+from voiced.daemon.engine_settings import EngineSettings
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.hotwords import MAX_PHRASES, hotwords_of
+from voiced.daemon.settings import Settings
 from voiced.daemon.testing import ScriptedEngine
 from voiced.daemon.wire import Error, Start, Stop, WireError, decode_client, encode
 from voiced.engine.types import EngineConfig, Hotword, Request, RequestKind

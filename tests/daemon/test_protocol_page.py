@@ -13,10 +13,10 @@ import pytest
 from voiced.audio.errors import AudioFormatError, VadUnavailable
 from voiced.daemon import errors as daemon_errors
 from voiced.daemon.bus import MAX_INGEST_BYTES, Bus
-from voiced.daemon.config import Settings
 from voiced.daemon.metrics import FAILED_CODES
 from voiced.daemon.recovery import MAX_ATTEMPTS
 from voiced.daemon.replay import MAX_REQUEST_BYTES
+from voiced.daemon.settings import Settings
 from voiced.daemon.stream_client import CLOSE_CODES
 from voiced.daemon.stream_protocol import MAX_TEXT_BYTES, Code
 from voiced.daemon.tokens import TokenExpired, TokenRefused

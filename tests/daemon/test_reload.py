@@ -11,11 +11,12 @@ import pytest
 
 from voiced.audio.frames import Segment
 from voiced.daemon.app import Daemon
-from voiced.daemon.config import KEYS, ConfigError, Problem, Settings
+from voiced.daemon.config import KEYS, ConfigError, Problem
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import ModelStays
 from voiced.daemon.reload import Changes, Effect, compare, effect_of, merge
 from voiced.daemon.sdnotify import Notifier
+from voiced.daemon.settings import Settings
 from voiced.daemon.testing import ScriptedEngine
 from voiced.engine.errors import BackendFailed
 from voiced.engine.types import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.needs import missing
 
-from voiced.daemon.config import Settings
+from voiced.daemon.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "systemd"
 UNITS = sorted(FOLDER.glob("*.service"))

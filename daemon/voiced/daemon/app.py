@@ -23,14 +23,9 @@ from voiced.daemon import logs, reload
 from voiced.daemon.admin import Say, Switched
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
-from voiced.daemon.config import (
-    ConfigError,
-    Problem,
-    Settings,
-    VadSettings,
-    engine_options,
-)
+from voiced.daemon.config import ConfigError, Problem
 from voiced.daemon.endpoint import EndpointPolicy
+from voiced.daemon.engine_settings import engine_options
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import ModelStays, StartTimeout
 from voiced.daemon.events import Events
@@ -46,6 +41,7 @@ from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.security import Security
 from voiced.daemon.server import Server
 from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.settings import Settings, VadSettings
 from voiced.daemon.statusline import status_line
 from voiced.daemon.streams import Streams
 from voiced.daemon.supervisor import Part, Supervisor

@@ -34,9 +34,10 @@ def add_commands(app: typer.Typer) -> None:
         Each line begins with the seconds since the first audio was sent; `+ms` behind a partial or
         final counts from sending the last audio that it covers.
         """
+        from voiced.daemon.addresses import stream_url
         from voiced.daemon.commands.keys import read_token
         from voiced.daemon.commands.stream import stream
-        from voiced.daemon.config import load, stream_url
+        from voiced.daemon.config import load
 
         token = None if token_file is None else read_token(token_file)
         url = url or stream_url(load().settings.server)
@@ -75,10 +76,11 @@ def add_commands(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Print what a running daemon publishes on its bus."""
+        from voiced.daemon.addresses import connectable
         from voiced.daemon.commands.keys import client_keys
         from voiced.daemon.commands.listen import listen
         from voiced.daemon.commands.times import since_ms
-        from voiced.daemon.config import connectable, load
+        from voiced.daemon.config import load
 
         endpoints = load().settings.bus
         bus = bus or connectable(endpoints.endpoint)

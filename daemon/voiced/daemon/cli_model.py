@@ -135,10 +135,11 @@ def _model_switch(
     authority: Authority = None,
 ) -> None:
     """Let a running daemon recognise with another model."""
+    from voiced.daemon.addresses import admin_url
     from voiced.daemon.commands.keys import read_token
     from voiced.daemon.commands.model_switch import model_switch
     from voiced.daemon.commands.talk import Target
-    from voiced.daemon.config import admin_url, load
+    from voiced.daemon.config import load
 
     token = None if token_file is None else read_token(token_file)
     target = Target(url or admin_url(load().settings.server), token, authority)

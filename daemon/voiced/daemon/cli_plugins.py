@@ -54,9 +54,10 @@ def _plugins_run(
 ) -> None:
     """Run one plugin in this process; its options are the file's table [plugins.NAME]."""
     from voiced.daemon import logs
+    from voiced.daemon.addresses import connectable
     from voiced.daemon.commands.keys import client_keys
     from voiced.daemon.commands.plugins import plugins_run
-    from voiced.daemon.config import connectable, load
+    from voiced.daemon.config import load
 
     loaded = load(file=config)
     logs.configure(loaded.settings.logging.level)

@@ -33,9 +33,10 @@ def add_status(app: typer.Typer) -> None:
         authority: Authority = None,
     ) -> None:
         """Show a running daemon: streams with their levels, engine, queues."""
+        from voiced.daemon.addresses import status_url
         from voiced.daemon.commands.keys import read_token
         from voiced.daemon.commands.status import status
-        from voiced.daemon.config import load, status_url
+        from voiced.daemon.config import load
 
         token = None if token_file is None else read_token(token_file)
         url = url or status_url(load().settings.server)

@@ -1,10 +1,9 @@
-"""Typed settings: defaults < TOML file < environment < flags, every problem reported at once.
+"""Where settings come from: defaults < TOML file < environment < flags, every problem at once.
 
-The models below are the one list of keys; `docs/configuration.md` shows the same list and a test
-compares the two. A section may have sections of its own (`[engine.mindspore_lite]`). A key's
-environment name is `VOICED_<SECTION>_<KEY>` in capitals, its flag form `--set section.key=value`.
-Text from the environment and from flags is read as the key's type; a list is separated by commas,
-and an empty text means "none" where a key may be absent.
+The keys are those of `settings.py`. A key's environment name is `VOICED_<SECTION>_<KEY>` in
+capitals, its flag form `--set section.key=value`. Text from the environment and from flags is read
+as the key's type; a list is separated by commas, and an empty text means "none" where a key may be
+absent.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from voiced.daemon.errors import DaemonError
-from voiced.daemon.journal_settings import JournalSettings
-from voiced.daemon.section import Section as _Section
-from voiced.daemon.security_settings import ClientLimits, CurveSettings, TlsSettings, TotalLimits
+from voiced.daemon.section import Section
+from voiced.daemon.settings import Settings
 
 SYSTEM_FILE = Path("/etc/voiced/voiced.toml")
 
@@ -51,400 +49,6 @@ OTHER_VARIABLES = frozenset(
 PLUGINS_SECTION = "plugins"
 """`[plugins.NAME]` of the file holds a plugin's options; the plugin checks them itself."""
 
-Endpoint = Annotated[str, Field(pattern=r"^(tcp://[^\s:]+:(\d+|\*)|ipc://\S+)$")]
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
-
-
-def _checked_hotword(text: str) -> str:
-    from voiced.engine.hotwords import parse_hotword  # heavy, and seldom needed
-
-    parse_hotword(text, 1.0)
-    return text
-
-
-HotwordText = Annotated[str, AfterValidator(_checked_hotword)]
-
-
-class ServerSettings(_Section):
-    """The HTTP and WebSocket port."""
-
-    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(
-        default=8765, ge=0, le=65_535, description="TCP port; 0 lets the system choose."
-    )
-    unix_socket: str | None = Field(
-        default=None,
-        pattern=r"^/\S+$",
-        description="Path of a Unix socket to listen on as well; absent: none.",
-    )
-    unix_socket_mode: str = Field(
-        default="0660",
-        pattern=r"^0?[0-7]{3}$",
-        description="Its permissions, octal.",
-    )
-    max_streams: int = Field(
-        default=64, ge=1, le=10_000, description="Streams at once; the next one is refused."
-    )
-    max_message_bytes: int = Field(
-        default=262_144, ge=1_024, le=16_777_216, description="Largest WebSocket message accepted."
-    )
-    allowed_origins: tuple[str, ...] = Field(
-        default=(),
-        description="Web pages (Origin headers) that may connect besides those of loopback hosts; "
-        '"*" allows every page. Clients that send no Origin are always allowed.',
-    )
-    start_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        le=300,
-        description="A connection without `start` is closed after this long.",
-    )
-    idle_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        le=86_400,
-        description="A stream without audio is closed after this long.",
-    )
-    handshake_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        le=300,
-        description="For TLS and the HTTP request to be complete.",
-    )
-    keepalive_s: float = Field(
-        default=20.0,
-        ge=3,
-        le=3_600,
-        description="A peer that cannot be reached for about this long is cut.",
-    )
-    tokens: str | None = Field(
-        default=None,
-        min_length=1,
-        description="File of bearer tokens, written by `voiced keys token add`; where it is set, "
-        "every client needs one. Read again when it changes.",
-    )
-    status_text: bool = Field(
-        default=False,
-        description="Whether `voiced status` may show what people say.",
-    )
-    insecure: bool = Field(
-        default=False,
-        description="Whether addresses beyond this machine may be listened on without TLS, "
-        "tokens or CURVE.",
-    )
-    tls: TlsSettings = TlsSettings()
-
-
-class BusSettings(_Section):
-    """The ZeroMQ bus."""
-
-    endpoint: Endpoint = Field(
-        default="tcp://127.0.0.1:8766", description="Where messages are published (PUB, bound)."
-    )
-    ingest: Endpoint = Field(
-        default="tcp://127.0.0.1:8767", description="Where plugins hand in messages (PULL, bound)."
-    )
-    replay: Endpoint = Field(
-        default="tcp://127.0.0.1:8768",
-        description="Where subscribers ask for what they missed (ROUTER, bound while a journal is "
-        "kept).",
-    )
-    eager: bool = Field(
-        default=False,
-        description="Whether `eager_final` and `resumed` are published: texts before it is certain "
-        "that the segment ends.",
-    )
-    curve: CurveSettings = CurveSettings()
-
-
-class MindsporeLiteSettings(_Section):
-    """The runtime of `engine.backend = "mindspore_lite"`."""
-
-    python: str | None = Field(
-        default=None,
-        description="Interpreter that runs the graph server; absent: in process where "
-        "`mindspore_lite` can be imported, else what `make mindspore` made.",
-    )
-    device: str = Field(
-        default="cpu",
-        pattern=r"^(cpu|ascend(:\d+)?)$",
-        description="Where graphs run: `cpu`, or a card as `ascend:0`.",
-    )
-
-
-class FireRedSettings(_Section):
-    """Bundles of the family FireRedASR; others ignore it."""
-
-    casing: Literal["model", "upper", "lower"] = Field(
-        default="model",
-        description="Latin letters: as published with the model's version, 1 upper and 2 lower, or "
-        "always so.",
-    )
-    spaces: bool = Field(
-        default=True, description="A space between Mandarin and Latin words or digits."
-    )
-    text_steps: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], ...] = Field(
-        default=(),
-        description="What final texts go through, in order: `itn` (numbers as digits, needs the "
-        "extra `itn`), or names that installed packages register in the entry point group "
-        "`voiced.text`, such as one that punctuates.",
-    )
-    partials: Literal["ctc", "beam"] = Field(
-        default="ctc",
-        description="Partials from the CTC head where the model has one, without decoding, or "
-        "decoded greedily.",
-    )
-    eos_penalty: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="Factor of the end's log-probability, below 1 for shorter texts; absent: the "
-        "bundle's, 1.",
-    )
-    length_penalty: float | None = Field(
-        default=None,
-        ge=0,
-        le=10,
-        description="Exponent of the division by length, above 0 for longer texts; absent: the "
-        "bundle's, 0.6.",
-    )
-
-
-class EngineSettings(_Section):
-    """The recogniser and its worker process."""
-
-    model: str = Field(
-        default="whisper-base",
-        min_length=1,
-        description="Bundle name in the model store, or the path of a bundle folder.",
-    )
-    backend: str = Field(
-        default="onnxruntime",
-        min_length=1,
-        description="Runtime that executes the bundle's graphs: `onnxruntime` or `mindspore_lite`.",
-    )
-    threads: int = Field(default=1, ge=1, le=256, description="Threads of one graph call.")
-    languages: tuple[LanguageCode, ...] = Field(
-        default=("en", "zh"),
-        min_length=1,
-        description="Languages to choose among when a stream pins none.",
-    )
-    language: LanguageCode | None = Field(
-        default=None,
-        description="Language of streams that pin none; absent: chosen for each segment.",
-    )
-    beam: int | None = Field(
-        default=None,
-        ge=1,
-        le=16,
-        description="Hypotheses kept for finals; absent: as published with the model, Whisper 5, "
-        "FireRedASR 3.",
-    )
-    n_best: int = Field(
-        default=0,
-        ge=0,
-        le=16,
-        description="Alternatives sent with each final, best first; 0 sends none.",
-    )
-    max_batch: int = Field(
-        default=4,
-        ge=1,
-        le=64,
-        description="Most segments decoded together; with graphs of fixed shapes, of one gear.",
-    )
-    max_queued_finals: int = Field(
-        default=64,
-        ge=1,
-        le=100_000,
-        description="Finals waiting or running at once; more are tried again until their deadline.",
-    )
-    hang_timeout_s: float = Field(
-        default=30.0,
-        gt=0,
-        le=3_600,
-        description="An engine call longer than this means a hung worker, which is replaced.",
-    )
-    hotwords: tuple[HotwordText, ...] = Field(
-        default=(),
-        max_length=1_000,
-        description="Phrases that are likely to be said, as `Samantha Jones`, or "
-        "`Samantha Jones :2.5` with a bonus of its own.",
-    )
-    hotwords_file: str | None = Field(
-        default=None,
-        min_length=1,
-        description="File with more of them, one a line; `#` begins a comment. Read again at a "
-        "reload.",
-    )
-    hotwords_score: float = Field(
-        default=2.0,
-        gt=0,
-        le=10,
-        description="Bonus for each token of a phrase that has none of its own, added to the "
-        "model's log-probability.",
-    )
-    mindspore_lite: MindsporeLiteSettings = MindsporeLiteSettings()
-    fireredasr: FireRedSettings = FireRedSettings()
-
-
-class VadSettings(_Section):
-    """Where speech begins and ends; a stream may choose its own in `start.vad`."""
-
-    kind: Literal["cascade", "silero", "webrtc"] = Field(
-        default="cascade",
-        description="Detector: webrtc wakes silero (cascade), or one of them alone.",
-    )
-    end_ms: int = Field(default=600, ge=100, le=5_000, description="Silence that ends a segment.")
-    end_min_ms: int = Field(
-        default=300,
-        ge=100,
-        le=5_000,
-        description="The same where an intent was found in the text already.",
-    )
-    end_sentence_ms: int = Field(
-        default=600,
-        ge=100,
-        le=5_000,
-        description="The same where the text ends in a full stop.",
-    )
-    end_max_ms: int = Field(
-        default=900,
-        ge=100,
-        le=5_000,
-        description="The same where the text ends in a hesitation.",
-    )
-    eager_ms: int = Field(
-        default=200,
-        ge=0,
-        le=5_000,
-        description="Silence after which the final is begun, before the end is certain; 0: never.",
-    )
-    pad_ms: int = Field(
-        default=500, ge=0, le=2_000, description="Audio kept on both sides of the speech."
-    )
-    min_speech_ms: int = Field(
-        default=200, ge=0, le=1_000, description="Segments with less speech than this are dropped."
-    )
-    max_segment_s: float = Field(
-        default=16.0, ge=2, le=28, description="Longer speech is cut at its quietest point."
-    )
-    partial_hop_ms: int = Field(
-        default=400, ge=100, le=10_000, description="Speech between two partial results."
-    )
-    first_partial_ms: int = Field(
-        default=300, ge=100, le=10_000, description="Speech before the first partial result."
-    )
-
-
-class MicrophoneSettings(_Section):
-    """A local sound device as a stream like any other."""
-
-    enabled: bool = Field(default=False, description="Whether the daemon opens the device.")
-    device: str | None = Field(
-        default=None,
-        description="Part of the device's name, or its number; absent: the default device.",
-    )
-    rate_hz: int | None = Field(
-        default=None,
-        ge=4_000,
-        le=192_000,
-        description="Sample rate to open it with; absent: 16 kHz, or the device's own.",
-    )
-    channels: int | None = Field(
-        default=None,
-        ge=1,
-        le=32,
-        description="Channels to open it with, mixed to mono; absent: 1, or all it has.",
-    )
-    language: LanguageCode | None = Field(
-        default=None, description="Language spoken at this device; absent: `engine.language`."
-    )
-    stream: str = Field(
-        default="microphone",
-        pattern=r"^(?:[A-Za-z0-9._:-]{2,64}|[A-Za-z0-9._:])$",
-        description="Name of its stream.",
-    )
-
-
-class LimitsSettings(_Section):
-    """Deadlines of the whole daemon."""
-
-    drain_s: float = Field(
-        default=10.0,
-        gt=0,
-        le=600,
-        description="After SIGTERM: time to finish and publish what was heard.",
-    )
-    max_backlog_s: float = Field(
-        default=30.0,
-        ge=1,
-        le=3_600,
-        description="Speech of one stream closed but not answered above which its source is "
-        "slowed.",
-    )
-    final_timeout_s: float = Field(
-        default=60.0,
-        gt=0,
-        le=3_600,
-        description="A final later than this after its segment's end fails with `deadline`.",
-    )
-    partial_timeout_s: float = Field(
-        default=2.0, gt=0, le=60, description="A partial that waited longer is not made."
-    )
-    busy_age_s: float = Field(
-        default=3.0,
-        gt=0,
-        le=3_600,
-        description="New streams are refused while a final has been waiting longer than this.",
-    )
-    resume_s: float = Field(
-        default=30.0,
-        gt=0,
-        le=3_600,
-        description="How long a resumable stream waits for a client whose connection was lost.",
-    )
-    ready_timeout_s: float = Field(
-        default=120.0, gt=0, le=3_600, description="The engine must be warmed within this time."
-    )
-    client: ClientLimits = ClientLimits()
-    total: TotalLimits = TotalLimits()
-
-
-class TracingSettings(_Section):
-    """OpenTelemetry traces of segments; needs the extra `voiced[otel]`."""
-
-    endpoint: str | None = Field(
-        default=None,
-        pattern=r"^https?://\S+$",
-        description="Where traces go (OTLP over HTTP), e.g. `http://127.0.0.1:4318/v1/traces`; "
-        "absent: none are made.",
-    )
-
-
-class LoggingSettings(_Section):
-    """What is written to stderr."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severe level written."
-    )
-    include_text: bool = Field(
-        default=False, description="Whether debug lines may contain what people said."
-    )
-
-
-class Settings(_Section):
-    """Everything that can be configured."""
-
-    server: ServerSettings = ServerSettings()
-    bus: BusSettings = BusSettings()
-    engine: EngineSettings = EngineSettings()
-    vad: VadSettings = VadSettings()
-    microphone: MicrophoneSettings = MicrophoneSettings()
-    journal: JournalSettings = JournalSettings()
-    limits: LimitsSettings = LimitsSettings()
-    tracing: TracingSettings = TracingSettings()
-    logging: LoggingSettings = LoggingSettings()
-
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -465,13 +69,13 @@ class Key:
         return type(None) in get_args(self.field.annotation)
 
 
-def _section(annotation: Any) -> type[_Section] | None:
+def _section(annotation: Any) -> type[Section] | None:
     """The section that a field holds; None for a setting."""
-    is_section = isinstance(annotation, type) and issubclass(annotation, _Section)
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation if is_section else None
 
 
-def _all_keys(model: type[_Section], prefix: str = "") -> Iterator[Key]:
+def _all_keys(model: type[Section], prefix: str = "") -> Iterator[Key]:
     for name, inner in model.model_fields.items():
         if section := _section(inner.annotation):
             yield from _all_keys(section, f"{prefix}{name}.")
@@ -605,52 +209,6 @@ def load(
 def value_of(settings: Settings, name: str) -> Any:
     """The effective value of a dotted name."""
     return functools.reduce(getattr, name.split("."), settings)
-
-
-def engine_options(engine: EngineSettings, backend: str) -> dict[str, str]:
-    """`EngineConfig.options`: what one backend, or one model family, alone is told."""
-    return _backend_options(engine, backend) | _family_options(engine.fireredasr)
-
-
-def _family_options(family: FireRedSettings) -> dict[str, str]:
-    given = family.model_dump(exclude_defaults=True)
-    return {f"fireredasr.{key}": _option(value) for key, value in given.items()}
-
-
-def _option(value: object) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _backend_options(engine: EngineSettings, backend: str) -> dict[str, str]:
-    if backend != "mindspore_lite":
-        return {}
-    lite = engine.mindspore_lite
-    python = {} if lite.python is None else {"mindspore_lite.python": lite.python}
-    return {"mindspore_lite.device": lite.device, **python}
-
-
-def stream_url(server: ServerSettings) -> str:
-    """Where a client on this machine finds the server."""
-    host = "127.0.0.1" if server.host in ("0.0.0.0", "::", "") else server.host
-    scheme = "ws" if server.tls.certificate is None else "wss"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{server.port}/v1/stream"
-
-
-def status_url(server: ServerSettings) -> str:
-    """Where a client on this machine asks how the daemon is."""
-    return stream_url(server).replace("ws", "http", 1).replace("/v1/stream", "/v1/status")
-
-
-def admin_url(server: ServerSettings) -> str:
-    """Where an admin on this machine tells the daemon what to do."""
-    return stream_url(server).replace("/v1/stream", "/v1/admin")
-
-
-def connectable(endpoint: str) -> str:
-    """Turn an endpoint that is bound on all addresses into one to connect to."""
-    return re.sub(r"^tcp://(\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint)
 
 
 def parse_assignment(text: str) -> tuple[str, str]:

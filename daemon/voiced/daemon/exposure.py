@@ -10,7 +10,8 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 
-from voiced.daemon.config import Problem, Settings, show
+from voiced.daemon.config import Problem, show
+from voiced.daemon.settings import Settings
 
 OVERRIDE = "server.insecure"
 

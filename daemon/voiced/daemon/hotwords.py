@@ -6,7 +6,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from voiced.daemon.config import ConfigError, EngineSettings, Problem, show
+from voiced.daemon.config import ConfigError, Problem, show
+from voiced.daemon.engine_settings import EngineSettings
 from voiced.daemon.errors import HotwordRefused, os_reason
 from voiced.engine.hotwords import parse_hotword
 from voiced.engine.types import Hotword

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from voiced.daemon.config import KEYS, Settings, value_of
+from voiced.daemon.config import KEYS, value_of
+from voiced.daemon.settings import Settings
 
 
 class Effect(StrEnum):

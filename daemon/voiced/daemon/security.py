@@ -10,10 +10,11 @@ from typing import Any
 
 from voiced.daemon import exposure, tokens
 from voiced.daemon.access import Access
-from voiced.daemon.config import ConfigError, Problem, Settings
+from voiced.daemon.config import ConfigError, Problem
 from voiced.daemon.curve import CurveServer, serve_curve
 from voiced.daemon.limits import Clients
 from voiced.daemon.metrics import Metrics
+from voiced.daemon.settings import Settings
 from voiced.daemon.tls import ServerTls
 from voiced.daemon.watched import Watched
 

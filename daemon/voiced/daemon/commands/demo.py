@@ -29,8 +29,8 @@ from voiced.daemon.commands.child import (
     peak_bytes,
 )
 from voiced.daemon.commands.talk import FRAME_BYTES, FRAME_MS, Timeline
-from voiced.daemon.config import VadSettings
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.settings import VadSettings
 
 if TYPE_CHECKING:
     import zmq.asyncio

@@ -45,7 +45,8 @@ def engine_config(
 
 
 def _own_settings(backend: str) -> dict[str, str]:
-    from voiced.daemon.config import engine_options, load
+    from voiced.daemon.config import load
+    from voiced.daemon.engine_settings import engine_options
 
     return engine_options(load().settings.engine, backend)
 

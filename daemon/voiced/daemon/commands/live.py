@@ -27,8 +27,9 @@ from voiced.bench.report import Report, progress, publish
 from voiced.daemon.commands.bench import _folder, _say
 from voiced.daemon.commands.child import ChildFailed, child_daemon, child_failures
 from voiced.daemon.commands.engines import FAKE, engine_config
-from voiced.daemon.config import KEYS, VadSettings, show, value_of
+from voiced.daemon.config import KEYS, show, value_of
 from voiced.daemon.config import load as load_config
+from voiced.daemon.settings import VadSettings
 
 FREE_KEYS = frozenset({"server.host", "server.port", "bus.endpoint", "bus.ingest"})
 """Settings that a daemon of our own does not take from a file: it listens on free ports."""

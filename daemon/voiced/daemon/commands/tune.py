@@ -24,8 +24,9 @@ from voiced.daemon.commands.bench import _say
 from voiced.daemon.commands.child import cpu_s
 from voiced.daemon.commands.engines import DEFAULT_MODEL, FAKE
 from voiced.daemon.commands.live import Served, Speech, run_once, run_settings, speech
-from voiced.daemon.config import KEYS, Settings, VadSettings, load, show, value_of
+from voiced.daemon.config import KEYS, load, show, value_of
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.settings import Settings, VadSettings
 
 PROBE_STREAMS = 8
 

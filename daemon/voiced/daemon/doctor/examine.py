@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from voiced.daemon.config import ConfigError, Settings, load
+from voiced.daemon.config import ConfigError, load
 from voiced.daemon.doctor.finding import Finding, fail, ok, warn
 from voiced.daemon.doctor.machine import check_clock, check_cpu, check_disk, check_memory
 from voiced.daemon.doctor.model import check_model, check_npu, check_runtime
 from voiced.daemon.doctor.network import check_ports
 from voiced.daemon.doctor.sound import check_sound
+from voiced.daemon.settings import Settings
 from voiced.engine.store import models_dir
 
 logger = logging.getLogger(__name__)

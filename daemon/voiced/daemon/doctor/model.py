@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from voiced.daemon.config import Settings
 from voiced.daemon.doctor.finding import Finding, fail, ok, warn
+from voiced.daemon.settings import Settings
 from voiced.engine import store
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import EngineError

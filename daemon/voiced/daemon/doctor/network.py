@@ -10,9 +10,9 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from voiced.daemon.config import Settings
 from voiced.daemon.doctor.finding import Finding, fail, ok, warn
 from voiced.daemon.listening import is_answered
+from voiced.daemon.settings import Settings
 
 _LISTEN = "0A"
 """State of /proc/net/tcp, include/net/tcp_states.h."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from voiced.audio.errors import AudioError, DeviceNotFound, PortAudioMissing
 from voiced.audio.sources.portaudio import InputDevice, find_device, list_devices, load
-from voiced.daemon.config import MicrophoneSettings
 from voiced.daemon.doctor.finding import Finding, fail, ok, warn
+from voiced.daemon.settings import MicrophoneSettings
 
 _ANSWER_S = 5.0
 
