@@ -8,13 +8,12 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.audio.errors import AudioError
 from voiced.audio.frames import (
     RATE_HZ,
-    AudioFrame,
     Segment,
     SegmentClosed,
     SegmentDropped,
@@ -25,23 +24,23 @@ from voiced.audio.frames import (
     SegmentResumed,
     samples_to_ms,
 )
-from voiced.daemon.arrivals import Arrivals
 from voiced.daemon.asking import Asker, Engine, Failure
+from voiced.daemon.backlog import Backlog
 from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import ShuttingDown, StreamBroken
-from voiced.daemon.level import LevelMeter
+from voiced.daemon.last_word import Answer, LastWordMaker
 from voiced.daemon.metrics import Metrics
-from voiced.daemon.outlet import DirectOutlet, Outlet
+from voiced.daemon.outlet import Outlet
 from voiced.daemon.pace import PartialPace
+from voiced.daemon.receivers import Receivers, Send
 from voiced.daemon.results import LastWords
 from voiced.daemon.segment_text import SegmentText
 from voiced.daemon.speculation import Speculation
+from voiced.daemon.stream_audio import Front, Intake, StreamAudio
 from voiced.daemon.tracing import SegmentTracer, StreamTrace
 from voiced.daemon.wire import (
     AudioGap,
-    EagerFinal,
     Ended,
-    Error,
     Failed,
     Final,
     Intent,
@@ -62,35 +61,6 @@ _SLICE_BYTES = 8 * 1024
 """Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
 
 T = TypeVar("T")
-
-
-class Intake(Protocol):
-    """What a session needs of `voiced.audio.intake`."""
-
-    end_sample: int
-    lost_samples: int
-
-    def hold(self, data: bytes) -> int: ...
-    def feed(self) -> AudioFrame | None: ...
-    def lost(self, input_frames: int) -> AudioFrame | None: ...
-    def finish(self) -> AudioFrame | None: ...
-
-
-class Front(Protocol):
-    """What a session needs of `voiced.audio.front`."""
-
-    @property
-    def decision_sample(self) -> int: ...
-    def feed(self, frame: AudioFrame) -> list[SegmentEvent]: ...
-    def skip(self, to_sample: int) -> list[SegmentEvent]: ...
-    def end_after(self, silence_ms: int) -> list[SegmentEvent]: ...
-    def flush(self) -> list[SegmentEvent]: ...
-    def finish(self) -> list[SegmentEvent]: ...
-    def cancel(self) -> list[SegmentEvent]: ...
-    def open_segment(self) -> Segment | None: ...
-
-
-Send = Callable[[ServerMessage], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +105,6 @@ class _State:
         return self.text.segment
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What the last message on a segment is made of, when its turn comes."""
-
-    state: _State
-    transcript: Transcript
-    arrived_ns: int | None
-    """When its last audio arrived; None: nobody waited."""
-
-
 class StreamSession:
     """Turns one stream's audio into messages. Belongs to the event loop.
 
@@ -179,15 +139,24 @@ class StreamSession:
             on_end: Called once, after `ended` was sent.
         """
         self.name = name
-        self._intake, self._front, self._engine = intake, front, engine
-        self._outlet: Outlet = DirectOutlet(publish) if callable(publish) else publish
-        self._send = send
+        self._engine = engine
+        self._audio = StreamAudio(intake, front)
         self._settings = settings or SessionSettings()
         self._metrics = metrics or Metrics()
+        self._receivers = Receivers(
+            name,
+            publish,
+            send,
+            wants_eager=self._settings.wants_eager,
+            publishes_eager=self._settings.publishes_eager,
+        )
+        self._word_maker = LastWordMaker(
+            name, self._metrics, include_text=self._settings.include_text
+        )
         self._clock = clock or SystemClock()
         self._on_end = on_end
         self._open: _State | None = None
-        self._last_words: LastWords[tuple[int, _Answer | Failure]] = LastWords()
+        self._last_words: LastWords[tuple[int, Answer | Failure]] = LastWords()
         self._asker = Asker(engine, self._clock, name)
         self._pace = PartialPace()
         self._answers: set[asyncio.Task[Any]] = set()
@@ -195,22 +164,14 @@ class StreamSession:
         """Partials and speculations: what nobody waits for."""
         self._ending: asyncio.Task[None] | None = None
         self._is_broken = False
-        self._backlog_s = 0.0
-        self._waiting_since: dict[int, int] = {}
-        """Closed segments under way, and when they were closed."""
-        self._room = asyncio.Event()
-        self._room.set()
-        self._arrivals = Arrivals()
-        self._level = LevelMeter()
+        self._backlog = Backlog(self._settings.max_backlog_s)
         self._trace = StreamTrace(name, tracer)
         self._latest_text = ""
-        self._gap_start: int | None = None
-        """Where the loss began after which no sound has come yet."""
-        self._segments = self._finals = self._failures = 0
+        self._segments = 0
         self._metrics.streams.inc()
         self._metrics.streams_open.inc()
         info = engine.info
-        self._emit(Ready(stream=name, bundle=info.bundle if info else "", rate_hz=rate_hz))
+        self._receivers.put(Ready(stream=name, bundle=info.bundle if info else "", rate_hz=rate_hz))
         logger.info("stream opened stream=%s rate_hz=%d", name, rate_hz)
 
     @property
@@ -221,22 +182,22 @@ class StreamSession:
     @property
     def is_full(self) -> bool:
         """Too much speech is unanswered: `feed` will wait."""
-        return not self._room.is_set()
+        return self._backlog.is_full
 
     def facts(self, *, with_text: bool) -> dict[str, Any]:
         """How it is doing, for people; with what was said last where that may be shown."""
         found: dict[str, Any] = {
             "stream": self.name,
-            "audio_ms": samples_to_ms(self._intake.end_sample),
-            "lost_ms": samples_to_ms(self._intake.lost_samples),
-            "level_dbfs": round(self._level.dbfs, 1),
+            "audio_ms": samples_to_ms(self._audio.end_sample),
+            "lost_ms": samples_to_ms(self._audio.lost_samples),
+            "level_dbfs": round(self._audio.level_dbfs, 1),
             "is_speech": self._open is not None,
             "is_ending": self.is_ending,
-            "has_client": self._send is not None,
+            "has_client": self._receivers.has_client,
             "segments": self._segments,
-            "finals": self._finals,
-            "failed": self._failures,
-            "backlog_s": round(self._backlog_s, 2),
+            "finals": self._word_maker.finals,
+            "failed": self._word_maker.failures,
+            "backlog_s": round(self.backlog_s, 2),
             "backlog_age_s": round(self.backlog_age_s, 2),
         }
         if with_text:
@@ -246,13 +207,12 @@ class StreamSession:
     @property
     def backlog_s(self) -> float:
         """Speech closed and not answered."""
-        return self._backlog_s
+        return self._backlog.seconds
 
     @property
     def backlog_age_s(self) -> float:
         """How long the oldest closed segment has been waiting for its answer."""
-        oldest_ns = min(self._waiting_since.values(), default=None)
-        return 0.0 if oldest_ns is None else (self._clock.monotonic_ns() - oldest_ns) / 1e9
+        return self._backlog.age_s(self._clock.monotonic_ns())
 
     # ---- in: the transport -----------------------------------------------------------------
 
@@ -269,7 +229,7 @@ class StreamSession:
         for offset in range(0, len(data), _SLICE_BYTES):
             if offset:
                 await asyncio.sleep(0)
-            await self._room.wait()
+            await self._backlog.room()
             if self.is_ending:
                 return
             if self._is_broken:  # found while no block was taken
@@ -283,21 +243,21 @@ class StreamSession:
         between are one `audio_gap`. Raises StreamBroken like `feed`.
         """
         if not self.is_ending:
-            self._advance(lambda: self._pass_over(input_frames))
+            self._advance(lambda: self._audio.lost(input_frames))
 
     def flush(self) -> None:
         """Close the open segment now. Raises StreamBroken like `feed`."""
         if not self.is_ending:
-            self._advance(lambda: self._place(self._intake.feed()) + self._front.flush())
+            self._advance(self._audio.flush)
 
     async def finish(self) -> None:
         """Close the open segment, wait for every result, say `ended`. Idempotent."""
-        self._begin_end(self._drain_front)
+        self._begin_end(self._audio.finish)
         await self._ended()
 
     async def cancel(self) -> None:
         """Like `finish`, but the open segment is thrown away (an empty `final`)."""
-        self._begin_end(lambda: self._place(self._intake.feed()) + self._front.cancel())
+        self._begin_end(self._audio.cancel)
         await self._ended()
 
     async def abort(self) -> None:
@@ -307,7 +267,7 @@ class StreamSession:
 
     async def abandon(self) -> None:
         """Out of time: what is not answered fails with `shutting_down`, then `ended`."""
-        self._begin_end(self._drain_front)
+        self._begin_end(self._audio.finish)
         for segment in self._last_words.owed:
             self._settle_segment(segment, Failure(ShuttingDown.code, "no time was left"))
         for task in self._answers:
@@ -316,12 +276,11 @@ class StreamSession:
 
     def detach(self) -> None:
         """The client is gone; go on for the bus alone."""
-        self._send = None
+        self._receivers.detach()
 
     def deliver(self, message: ServerMessage) -> None:
         """Pass a message that is on the bus already to this stream's own client."""
-        if self._send is not None:
-            self._send(message)
+        self._receivers.deliver(message)
 
     def hear_intent(self, intent: Intent) -> None:
         """Learn what a plugin found; one in the text of the silence that runs may end it."""
@@ -334,48 +293,24 @@ class StreamSession:
 
     def report(self, code: str, message: str) -> None:
         """Say that something is wrong with the stream; the caller ends it."""
-        error = Error(stream=self.name, code=code, message=message)
-        self._outlet.put(error, lambda: None)
-        self.deliver(error)  # not behind what waits for the disk: the client is let go now
+        self._receivers.report(code, message)
 
     # ---- audio to events -------------------------------------------------------------------
 
     def _take(self, block: bytes) -> list[SegmentEvent]:
-        """Let a block wait for those with which an event can come; that is never late for it."""
         self._end_gap()
-        received_sample = self._intake.hold(block)
-        self._arrivals.note(received_sample, self._clock.monotonic_ns())
-        if received_sample < self._front.decision_sample:
-            return []
-        return self._place(self._intake.feed())
-
-    def _place(self, frame: AudioFrame | None) -> list[SegmentEvent]:
-        if frame is None:
-            return []
-        self._level.take(frame.samples)
-        return self._front.feed(frame)
-
-    def _pass_over(self, input_frames: int) -> list[SegmentEvent]:
-        known = self._intake.lost_samples
-        before = self._place(self._intake.lost(input_frames))
-        lost = self._intake.lost_samples - known
-        if lost and self._gap_start is None:
-            self._gap_start = self._intake.end_sample - lost
-        return before + self._front.skip(self._intake.end_sample)
+        return self._audio.take(block, self._clock.monotonic_ns())
 
     def _end_gap(self) -> None:
         """Say where audio is missing, now that it is known how much."""
-        if self._gap_start is None:
+        gap = self._audio.take_gap()
+        if gap is None:
             return
-        start, end = self._gap_start, self._intake.end_sample
-        self._gap_start = None
+        start, end = gap
         start_ms, end_ms = samples_to_ms(start), samples_to_ms(end)
-        self._emit(AudioGap(stream=self.name, start_ms=start_ms, end_ms=end_ms))
+        self._receivers.put(AudioGap(stream=self.name, start_ms=start_ms, end_ms=end_ms))
         self._metrics.audio_gaps.inc()
         self._metrics.audio_gap_s.inc((end - start) / RATE_HZ)
-
-    def _drain_front(self) -> list[SegmentEvent]:
-        return self._place(self._intake.finish()) + self._front.finish()
 
     def _advance(self, step: Callable[[], list[SegmentEvent]]) -> None:
         """Run a step of the audio chain and act on its events."""
@@ -398,7 +333,7 @@ class StreamSession:
                 self._last_words.expect(event.segment)
                 self._trace.opened(event.segment, self._clock.monotonic_ns())
                 self._segments += 1
-                self._emit(
+                self._receivers.put(
                     SpeechStarted(
                         stream=self.name,
                         segment=event.segment,
@@ -424,7 +359,7 @@ class StreamSession:
         state.text.start_sample, state.text.end_sample = segment.start_sample, segment.end_sample
         self._metrics.segments.labels(reason=event.reason.value).inc()
         self._metrics.segment_s.observe(segment.duration_s)
-        self._emit(
+        self._receivers.put(
             SpeechEnded(
                 stream=self.name,
                 segment=segment.id,
@@ -435,7 +370,7 @@ class StreamSession:
             segment=segment,
             revision=state.text.revision + 1,
         )
-        arrived_ns = self._arrivals.of(segment.end_sample) or self._clock.monotonic_ns()
+        arrived_ns = self._audio.arrived_ns(segment.end_sample) or self._clock.monotonic_ns()
         self._trace.closed(segment.id, arrived_ns, round(segment.duration_s * 1000))
         speculation = state.speculation
         if speculation is not None and not (speculation.is_asked and speculation.is_of(segment)):
@@ -443,9 +378,9 @@ class StreamSession:
             speculation = None
         if speculation is not None and speculation.transcript is not None:
             self._metrics.speculations.labels(outcome="ready").inc()
-            self._settle_segment(state.id, _Answer(state, speculation.transcript, arrived_ns))
+            self._settle_segment(state.id, Answer(state.text, speculation.transcript, arrived_ns))
             return
-        self._change_backlog(segment.duration_s)
+        self._backlog.add(segment.duration_s)
         self._spawn(self._answers, self._answer(state, segment, arrived_ns, speculation))
 
     def _on_dropped(self) -> None:
@@ -460,7 +395,7 @@ class StreamSession:
             language=self._settings.language or UNDETERMINED,
             confidence=0.0,
         )
-        self._settle_segment(state.id, _Answer(state, nothing, None))
+        self._settle_segment(state.id, Answer(state.text, nothing, None))
 
     def _take_open(self) -> _State:
         state, self._open = self._open, None
@@ -486,7 +421,7 @@ class StreamSession:
         if refusal is not None:
             self._metrics.partials_dropped.labels(reason=refusal).inc()
             return
-        segment = self._front.open_segment()
+        segment = self._audio.open_segment()
         if segment is not None:
             state.asked += 1
             state.partial = self._spawn(self._guesses, self._partial(state, segment))
@@ -516,12 +451,12 @@ class StreamSession:
         message = state.text.partial(transcript, end_sample, is_searched=is_searched)
         if message is not None:
             self._metrics.partials.inc()
-            arrived_ns = self._arrivals.of(end_sample)
+            arrived_ns = self._audio.arrived_ns(end_sample)
             if arrived_ns is not None:
                 latency_ns = self._clock.monotonic_ns() - arrived_ns
                 self._metrics.partial_latency_s.observe(max(0, latency_ns) / 1e9)
             self._latest_text = message.text
-            self._emit(message)
+            self._receivers.put(message)
 
     async def _answer(
         self, state: _State, segment: Segment, arrived_ns: int, speculation: Speculation | None
@@ -529,7 +464,7 @@ class StreamSession:
         """Give a closed segment its one `final` or `failed`."""
         deadline_ns = self._asker.deadline_ns(self._settings.final_timeout_s)
         outcome: Transcript | Failure | None = None
-        self._waiting_since[state.id] = self._clock.monotonic_ns()
+        self._backlog.wait(state.id, self._clock.monotonic_ns())
         try:
             if speculation is not None:
                 outcome = await self._speculated(speculation, state.id, deadline_ns)
@@ -537,10 +472,9 @@ class StreamSession:
                 request = self._request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
                 outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         finally:
-            del self._waiting_since[state.id]
-            self._change_backlog(-segment.duration_s)
+            self._backlog.answered(state.id, segment.duration_s)
         if isinstance(outcome, Transcript):
-            self._settle_segment(state.id, _Answer(state, outcome, arrived_ns))
+            self._settle_segment(state.id, Answer(state.text, outcome, arrived_ns))
         else:
             self._settle_segment(state.id, outcome)
 
@@ -568,17 +502,17 @@ class StreamSession:
     def _on_eager(self, state: _State, transcript: Transcript, snapshot: Segment) -> None:
         """The text is here before the silence has ended the segment."""
         if self._settings.wants_partials:
-            heard_sample = min(snapshot.end_sample, self._intake.end_sample)
+            heard_sample = min(snapshot.end_sample, self._audio.end_sample)
             self._emit_partial(state, transcript, heard_sample, is_searched=True)
         if transcript.text and state.speculation is not None:
             state.speculation.is_offered = True
-            self._offer(state.text.eager(transcript, snapshot.end_sample))
+            self._receivers.offer(state.text.eager(transcript, snapshot.end_sample))
         self._end_after(self._settings.endpoint.after(transcript.text))
 
     def _end_after(self, silence_ms: int) -> None:
         """Let the silence that runs end the segment sooner or later than by the settings."""
         with contextlib.suppress(StreamBroken):  # logged and answered; the next block is told
-            self._advance(lambda: self._front.end_after(silence_ms))
+            self._advance(lambda: self._audio.end_after(silence_ms))
 
     async def _speculated(
         self, speculation: Speculation, segment: int, deadline_ns: int
@@ -596,7 +530,7 @@ class StreamSession:
         was_offered = state.speculation is not None and state.speculation.is_offered
         self._withdraw(state)
         if was_offered:
-            self._offer(Resumed(stream=self.name, segment=state.id))
+            self._receivers.offer(Resumed(stream=self.name, segment=state.id))
 
     def _withdraw(self, state: _State) -> None:
         speculation, state.speculation = state.speculation, None
@@ -604,76 +538,22 @@ class StreamSession:
             self._metrics.speculations.labels(outcome="withdrawn").inc()
             speculation.withdraw()
 
-    def _offer(self, message: EagerFinal | Resumed) -> None:
-        """Tell those who asked to be told before it is certain."""
-
-        def deliver() -> None:
-            if self._settings.wants_eager:
-                self.deliver(message)
-
-        if self._settings.publishes_eager:
-            self._outlet.put(message, deliver)
-        else:
-            self._outlet.follow(deliver)
-
     # ---- last words ------------------------------------------------------------------------
 
-    def _settle_segment(self, segment: int, outcome: _Answer | Failure) -> None:
+    def _settle_segment(self, segment: int, outcome: Answer | Failure) -> None:
         """Decide a segment's last word, unless it has one; it is published when its turn comes."""
-        timings = outcome.transcript.timings if isinstance(outcome, _Answer) else None
+        timings = outcome.transcript.timings if isinstance(outcome, Answer) else None
         self._trace.answered(segment, self._clock.monotonic_ns(), timings)
         for number, word in self._last_words.give(segment, (segment, outcome)):
-            if isinstance(word, _Answer):
-                self._emit_last(self._final(word))
+            if isinstance(word, Answer):
+                final = self._word_maker.final(word, self._clock.monotonic_ns())
+                self._latest_text = final.text or self._latest_text
+                self._publish_last(final, "final")
             else:
-                self._emit_last(self._failed(number, word))
+                self._publish_last(self._word_maker.failed(number, word), word.code)
 
-    def _final(self, answer: _Answer) -> Final:
-        """Make the message, and count it. Latency is that of this moment."""
-        state, transcript = answer.state, answer.transcript
-        latency_ns = 0
-        if answer.arrived_ns is not None:
-            latency_ns = max(0, self._clock.monotonic_ns() - answer.arrived_ns)
-            self._metrics.latency_s.observe(latency_ns / 1e9)
-        if not transcript.text.startswith(state.text.promised):
-            self._metrics.finals_corrected.inc()
-        self._finals += 1
-        self._metrics.finals.inc()
-        self._latest_text = transcript.text or self._latest_text
-        if self._settings.include_text:
-            logger.debug("final stream=%s segment=%d text=%s", self.name, state.id, transcript.text)
-        return state.text.final(transcript, latency_ns // 1_000_000)
-
-    def _failed(self, segment: int, failure: Failure) -> Failed:
-        """Make the message, and count it."""
-        self._failures += 1
-        self._metrics.failed.labels(code=failure.code).inc()
-        logger.error(
-            "segment failed stream=%s segment=%d code=%s", self.name, segment, failure.code
-        )
-        return Failed(stream=self.name, segment=segment, code=failure.code, message=failure.message)
-
-    def _emit_last(self, message: Final | Failed) -> None:
-        """Give each receiver the last word; one that cannot take a `final` gets `failed` for it."""
-        instead = Failed(
-            stream=self.name,
-            segment=message.segment,
-            code=StreamBroken.code,
-            message="internal error",
-        )
-
-        def attempt(receiver: Callable[[Final | Failed], None]) -> None:
-            for each in (message, instead):
-                try:
-                    receiver(each)
-                    break
-                except Exception:  # the top of a stream session: later segments have words too
-                    logger.exception(
-                        "last word broke stream=%s segment=%d", self.name, message.segment
-                    )
-
-        attempt(lambda each: self._outlet.put(each, lambda: attempt(self.deliver)))
-        outcome = message.code if isinstance(message, Failed) else "final"
+    def _publish_last(self, message: Final | Failed, outcome: str) -> None:
+        self._receivers.put_last_word(message)
         self._trace.published(message.segment, self._clock.monotonic_ns(), outcome)
 
     def _fail_open(self, failure: Failure) -> None:
@@ -689,7 +569,7 @@ class StreamSession:
         if self._ending is not None:
             return
         self._ending = asyncio.create_task(self._settle())
-        self._room.set()
+        self._backlog.release()
         if self._is_broken:
             return
         try:
@@ -715,36 +595,24 @@ class StreamSession:
         for segment in self._last_words.owed:  # a fault of ours kept it from being asked
             self._settle_segment(segment, Failure(StreamBroken.code, "internal error"))
         self._end_gap()
-        lost_ms = samples_to_ms(self._intake.lost_samples)
-        audio_ms = samples_to_ms(self._intake.end_sample)
+        lost_ms = samples_to_ms(self._audio.lost_samples)
+        audio_ms = samples_to_ms(self._audio.end_sample)
         ended = Ended(stream=self.name, audio_ms=audio_ms, segments=self._segments, lost_ms=lost_ms)
-        is_out = asyncio.Event()
-
-        def deliver_ended() -> None:
-            is_out.set()
-            self.deliver(ended)
-
-        self._outlet.put(ended, deliver_ended)
-        await is_out.wait()  # a client is let go only when it has everything
+        await self._receivers.put_end(ended)
         self._metrics.streams_open.dec()
         logger.info(
             "stream closed stream=%s audio_ms=%d segments=%d finals=%d failed=%d lost_ms=%d",
             self.name,
             audio_ms,
             self._segments,
-            self._finals,
-            self._failures,
+            self._word_maker.finals,
+            self._word_maker.failures,
             lost_ms,
         )
         if self._on_end is not None:
             self._on_end(self)
 
     # ---- helpers ---------------------------------------------------------------------------
-
-    def _emit(
-        self, message: ServerMessage, *, segment: Segment | None = None, revision: int = 1
-    ) -> None:
-        self._outlet.put(message, lambda: self.deliver(message), segment=segment, revision=revision)
 
     def _spawn(
         self, group: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]
@@ -753,10 +621,3 @@ class StreamSession:
         group.add(task)
         task.add_done_callback(group.discard)
         return task
-
-    def _change_backlog(self, by_s: float) -> None:
-        self._backlog_s += by_s
-        if self._backlog_s > self._settings.max_backlog_s and not self.is_ending:
-            self._room.clear()
-        else:
-            self._room.set()

@@ -25,7 +25,9 @@ from voiced.daemon.hotwords import hotwords_of_stream
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import Outlet
 from voiced.daemon.overload import OverloadRules
-from voiced.daemon.session import Front, Intake, Send, SessionSettings, StreamSession
+from voiced.daemon.receivers import Send
+from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.stream_audio import Front, Intake
 from voiced.daemon.tracing import SegmentTracer
 from voiced.daemon.wire import Intent, Start
 
