@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from voiced.daemon.app import FAKE_MODEL, Daemon
+from voiced.daemon.app import Daemon
 from voiced.daemon.config import ConfigError
 from voiced.daemon.engine_settings import EngineSettings
 from voiced.daemon.errors import StartTimeout
@@ -25,6 +25,7 @@ from voiced.daemon.settings import (
     Settings,
     VadSettings,
 )
+from voiced.engine.types import FAKE_MODEL
 
 
 def test_an_engine_that_takes_too_long_to_start_is_named_with_the_next_step() -> None:

@@ -1,8 +1,11 @@
-"""Where clients on this machine find the daemon, told from its settings."""
+"""Where clients on this machine find the daemon: told from its settings, or by itself in a file."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
+from pathlib import Path
 
 from voiced.daemon.settings import ServerSettings
 
@@ -27,3 +30,18 @@ def admin_url(server: ServerSettings) -> str:
 def connectable(endpoint: str) -> str:
     """Turn an endpoint that is bound on all addresses into one to connect to."""
     return re.sub(r"^tcp://(\*|0\.0\.0\.0):", "tcp://127.0.0.1:", endpoint)
+
+
+def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:
+    """Put the file in place whole, so that nobody reads half of it.
+
+    Raises:
+        OSError: It cannot be written; names the file.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import os
 import signal
@@ -17,15 +16,13 @@ from pathlib import Path
 
 from voiced.audio.errors import AudioError
 from voiced.audio.frames import StreamFormat
-from voiced.audio.front import FrontSettings
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon import logs, reload
+from voiced.daemon.addresses import write_addresses
 from voiced.daemon.admin import Say, Switched
 from voiced.daemon.bus import Bus
 from voiced.daemon.chain import AudioChains
 from voiced.daemon.config import ConfigError, Problem
-from voiced.daemon.endpoint import EndpointPolicy
-from voiced.daemon.engine_settings import engine_options
 from voiced.daemon.engine_switch import EngineSwitch
 from voiced.daemon.errors import ModelStays, StartTimeout
 from voiced.daemon.events import Events
@@ -34,13 +31,19 @@ from voiced.daemon.hotwords import hotwords_of
 from voiced.daemon.inside import Inside
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
-from voiced.daemon.options import ServerOptions
+from voiced.daemon.model_change import ModelChange
 from voiced.daemon.overload import OverloadRules
+from voiced.daemon.part_settings import (
+    engine_config,
+    front_defaults,
+    server_options,
+    session_settings,
+)
 from voiced.daemon.persistence import Persistence
 from voiced.daemon.sdnotify import Notifier
 from voiced.daemon.security import Security
 from voiced.daemon.server import Server
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
 from voiced.daemon.settings import Settings, VadSettings
 from voiced.daemon.statusline import status_line
 from voiced.daemon.streams import Streams
@@ -50,16 +53,11 @@ from voiced.daemon.watchdog import Watchdog
 from voiced.daemon.watched import CHECK_INTERVAL_S
 from voiced.daemon.wire import AudioParams, Intent, Start
 from voiced.engine import store
-from voiced.engine.errors import BackendFailed, EngineError, TextPolicyUnavailable, UnknownLanguage
+from voiced.engine.errors import EngineError, TextPolicyUnavailable, UnknownLanguage
 from voiced.engine.host import restart_delay_s
-from voiced.engine.types import EngineConfig, EngineInfo
+from voiced.engine.types import EngineInfo
 
 logger = logging.getLogger(__name__)
-
-FAKE_MODEL = "fake"
-"""Model name of the recogniser that tests use; it has no bundle. Options of it may follow:
-`fake:delay_ms=80,once=FILE`."""
-
 
 _HOLD_S = 5.0
 """Longest that connections to passed sockets wait for the engine before they are served: who woke
@@ -166,7 +164,7 @@ class Daemon:
         self._has_tried_engine = asyncio.Event()
         self._door: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
-        self._switching: asyncio.Task[EngineInfo] | None = None
+        self._model_change = ModelChange(self._engine, self._check_languages)
         self._configured_model: str | None = None
         """What `engine.model` was when a command chose another one."""
         self._watch_queues()
@@ -326,43 +324,17 @@ class Daemon:
     async def _change_model(
         self, new: Settings, names: tuple[str, ...], say: Say | None = None
     ) -> EngineInfo:
-        """Build the new model beside the old one; what does not work changes nothing.
+        """Take over these settings with the model that they ask for.
 
         Raises:
-            ModelStays: It did not work.
+            ModelStays: It did not work, and nothing has changed.
         """
-        if self._switching is not None and not self._switching.done():
-            raise ModelStays("busy", "another change of the model is under way")
-        if not self._engine.ready:
-            raise ModelStays("not_ready", f"the engine is not ready: {self._engine.reason}")
         settings = reload.merge(self._settings, new, names)
-        self._switching = asyncio.create_task(self._build_beside(settings, say), name="switch")
-        try:
-            info = await asyncio.shield(self._switching)
-        except (EngineError, ConfigError) as error:
-            raise ModelStays(error.code, str(error)) from error
-        except TimeoutError as error:
-            raise ModelStays("deadline", "it did not answer in time") from error
-        except asyncio.CancelledError:
-            if self._switching.cancelled():
-                raise ModelStays("shutting_down", "the daemon stops") from None
-            raise
+        info = await self._model_change.change(settings, say)
         self._settings = reload.merge(self._settings, new, names)
         self._take_over(self._settings, ())
         logger.info("model switched bundle=%s changed=%s", info.bundle, ", ".join(names))
         return info
-
-    async def _build_beside(self, settings: Settings, say: Say | None) -> EngineInfo:
-        async def tell(text: str) -> None:
-            if say is not None:
-                await say(text)
-
-        config = engine_config(settings)
-        async with asyncio.timeout(settings.limits.ready_timeout_s):
-            await tell(f"checking {settings.engine.model}: every byte, and its golden pair")
-            await verify(config)
-            await tell("building a worker beside the one that serves")
-            return await self._engine.switch(config, accept=self._check_languages)
 
     def _status_line(self) -> str | None:
         if not self._supervisor.is_running:
@@ -519,9 +491,7 @@ class Daemon:
             raise ConfigError(problems)
 
     async def _stop_engine(self, left_s: float) -> None:
-        if self._switching is not None and not self._switching.done():
-            self._switching.cancel()
-            await asyncio.wait((self._switching,))
+        await self._model_change.stop()
         await self._engine.stop()
 
     async def _start_streams(self) -> None:
@@ -605,119 +575,3 @@ class Daemon:
                 language=settings.language,
             )
         )
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """What the engine's worker is started with.
-
-    Raises:
-        BundleError: The model is not here.
-    """
-    engine = settings.engine
-    name, _, fake_options = engine.model.partition(":")
-    is_fake = name == FAKE_MODEL
-    return EngineConfig(
-        bundle_dir=FAKE_MODEL if is_fake else str(store.resolve(engine.model)),
-        backend=engine.backend,
-        threads=engine.threads,
-        languages=engine.languages,
-        beam=engine.beam,
-        n_best=engine.n_best,
-        max_batch=engine.max_batch,
-        max_queued_finals=engine.max_queued_finals,
-        hang_timeout_s=engine.hang_timeout_s,
-        max_segment_s=settings.vad.max_segment_s,
-        options=dict(each.split("=", 1) for each in fake_options.split(",") if "=" in each)
-        if is_fake
-        else engine_options(engine, engine.backend),
-    )
-
-
-def front_defaults(vad: VadSettings) -> FrontSettings:
-    """Endpointing of streams that ask for none."""
-    return FrontSettings(
-        end_ms=vad.end_ms,
-        pad_ms=vad.pad_ms,
-        min_speech_ms=vad.min_speech_ms,
-        max_segment_s=vad.max_segment_s,
-        grown_ms=vad.partial_hop_ms,
-        first_grown_ms=vad.first_partial_ms,
-        eager_ms=vad.eager_ms,
-    )
-
-
-async def verify(config: EngineConfig) -> None:
-    """Check every byte of a bundle and its golden pair, in a process of its own.
-
-    Raises:
-        BackendFailed: It is not as it was built, or does not compute what it did.
-    """
-    if config.bundle_dir == FAKE_MODEL:
-        return
-    command = (sys.executable, "-m", "voiced.daemon.cli", "model", "verify", config.bundle_dir)
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-    )
-    try:
-        _, said = await process.communicate()
-    except BaseException:
-        process.kill()
-        await process.wait()
-        raise
-    if process.returncode:
-        raise BackendFailed(said.decode(errors="replace").strip() or "the model is not sound")
-
-
-def session_settings(settings: Settings) -> SessionSettings:
-    """How streams are carried that ask for nothing else."""
-    return SessionSettings(
-        language=settings.engine.language,
-        max_backlog_s=settings.limits.max_backlog_s,
-        final_timeout_s=settings.limits.final_timeout_s,
-        partial_timeout_s=settings.limits.partial_timeout_s,
-        publishes_eager=settings.bus.eager,
-        endpoint=EndpointPolicy(
-            end_ms=settings.vad.end_ms,
-            min_ms=settings.vad.end_min_ms,
-            sentence_ms=settings.vad.end_sentence_ms,
-            max_ms=settings.vad.end_max_ms,
-        ),
-        include_text=settings.logging.include_text,
-        hotwords_score=settings.engine.hotwords_score,
-    )
-
-
-def server_options(settings: Settings) -> ServerOptions:
-    """Where the server listens and what it takes."""
-    server = settings.server
-    return ServerOptions(
-        host=server.host,
-        port=server.port,
-        unix_socket=None if server.unix_socket is None else Path(server.unix_socket),
-        unix_socket_mode=int(server.unix_socket_mode, 8),
-        max_message_bytes=server.max_message_bytes,
-        start_timeout_s=server.start_timeout_s,
-        idle_timeout_s=server.idle_timeout_s,
-        allowed_origins=server.allowed_origins,
-        open_timeout_s=server.handshake_timeout_s,
-        keepalive_s=server.keepalive_s,
-        resume_s=settings.limits.resume_s,
-        max_connections_per_address=settings.limits.client.connections,
-        # Health checks, and clients on their way in and out, beside the streams.
-        max_connections=server.max_streams + 64,
-    )
-
-
-def write_addresses(path: Path, addresses: dict[str, str | int | None]) -> None:
-    """Put the file in place whole, so that nobody reads half of it.
-
-    Raises:
-        OSError: It cannot be written; names the file.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(addresses) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -8,7 +8,14 @@ from typing import Protocol
 
 from voiced.engine.backends.base import Backend
 from voiced.engine.errors import BackendUnavailable, BundleError, EngineError
-from voiced.engine.types import EngineConfig, EngineInfo, EngineTotals, Request, Transcript
+from voiced.engine.types import (
+    FAKE_MODEL,
+    EngineConfig,
+    EngineInfo,
+    EngineTotals,
+    Request,
+    Transcript,
+)
 
 
 class Recognizer(Protocol):
@@ -52,7 +59,7 @@ class Recognizer(Protocol):
 
 def load_recognizer(config: EngineConfig, backend: Backend | None = None) -> Recognizer:
     """Open the bundle named in `config` with its backend, or with `backend`; not yet warmed."""
-    if config.bundle_dir == "fake":
+    if config.bundle_dir == FAKE_MODEL:
         from voiced.engine.backends.fake import FakeRecognizer
 
         return FakeRecognizer(config)

@@ -225,12 +225,16 @@ class EngineInfo:
     worker_pid: int
 
 
+FAKE_MODEL = "fake"
+"""In place of a bundle's folder: the recogniser that tests use; it has no bundle."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """What a worker process is started with."""
 
     bundle_dir: str
-    """Folder of the bundle; `fake` starts the fake recogniser that tests use."""
+    """Folder of the bundle; or `FAKE_MODEL`."""
     backend: str = "onnxruntime"
     threads: int = 1
     """Threads of one graph call."""

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from voiced.engine import store
 from voiced.engine.bundle import MANIFEST_NAME
-from voiced.engine.types import EngineConfig
+from voiced.engine.types import FAKE_MODEL, EngineConfig
 
-FAKE = "fake"
 DEFAULT_MODEL = "whisper-base"
 
 
@@ -33,7 +32,7 @@ def engine_config(
         ConfigError: Those settings are wrong.
     """
     name = model or DEFAULT_MODEL
-    folder = FAKE if name == FAKE else str(store.resolve(name))
+    folder = FAKE_MODEL if name == FAKE_MODEL else str(store.resolve(name))
     plain = backend in (None, "onnxruntime") and family_of(folder) != "fireredasr"
     own = {} if plain else _own_settings(backend or "onnxruntime")
     config = EngineConfig(bundle_dir=folder, threads=threads, options=own | dict(options or {}))

@@ -26,10 +26,11 @@ from voiced.bench.normalise import best_normaliser
 from voiced.bench.report import Report, progress, publish
 from voiced.daemon.commands.bench import _folder, _say
 from voiced.daemon.commands.child import ChildFailed, child_daemon, child_failures
-from voiced.daemon.commands.engines import FAKE, engine_config
+from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.config import KEYS, show, value_of
 from voiced.daemon.config import load as load_config
 from voiced.daemon.settings import VadSettings
+from voiced.engine.types import FAKE_MODEL
 
 FREE_KEYS = frozenset({"server.host", "server.port", "bus.endpoint", "bus.ingest"})
 """Settings that a daemon of our own does not take from a file: it listens on free ports."""
@@ -149,7 +150,7 @@ def speech(
     count = sum(map(len, spoken.values()))
     judge: Judge | None = None
     named = served.model or served.settings().get("engine.model")
-    if check and named != FAKE:
+    if check and named != FAKE_MODEL:
         beam = served.settings().get("engine.beam")
         config = engine_config(named, served.backend, beam=beam)
         with progress(count, "offline texts") as advance:

@@ -21,10 +21,10 @@ from voiced.bench.normalise import best_normaliser
 from voiced.bench.replay import Replay
 from voiced.bench.report import Report, progress, publish
 from voiced.bench.systems import read_clip, to_float
-from voiced.daemon.app import front_defaults, session_settings
 from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.config import load as load_config
 from voiced.daemon.config import parse_assignment
+from voiced.daemon.part_settings import front_defaults, session_settings
 from voiced.daemon.settings import Settings
 from voiced.engine import store
 from voiced.engine.recognizer import load_recognizer

@@ -22,11 +22,12 @@ from voiced.bench.report import Report, Table, publish
 from voiced.bench.tune import Advice, GearFit, Knob, Probe
 from voiced.daemon.commands.bench import _say
 from voiced.daemon.commands.child import cpu_s
-from voiced.daemon.commands.engines import DEFAULT_MODEL, FAKE
+from voiced.daemon.commands.engines import DEFAULT_MODEL
 from voiced.daemon.commands.live import Served, Speech, run_once, run_settings, speech
 from voiced.daemon.config import KEYS, load, show, value_of
 from voiced.daemon.errors import DaemonError
 from voiced.daemon.settings import Settings, VadSettings
+from voiced.engine.types import FAKE_MODEL
 
 PROBE_STREAMS = 8
 
@@ -282,7 +283,7 @@ def _gears(served: Served, said: Speech) -> GearFit | None:
     from voiced.engine.bundle import Bundle
 
     name = served.model or served.settings().get("engine.model", DEFAULT_MODEL)
-    if name == FAKE:
+    if name == FAKE_MODEL:
         return None
     bundle = Bundle.open(store.resolve(name), verify="size")
     frames = tuning.segment_frames(said.spoken, VadSettings().pad_ms)

@@ -12,8 +12,7 @@ from voiced.daemon.settings import Settings
 from voiced.engine import store
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import EngineError
-
-FAKE_MODEL = "fake"
+from voiced.engine.types import FAKE_MODEL
 
 
 def check_model(settings: Settings) -> Iterator[Finding]:
