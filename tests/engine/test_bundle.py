@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voiced.engine.build.pack import BundleWriter
-from voiced.engine.bundle import Bundle, GearShape, Golden, Manifest, Source, is_plain_name
+from voiced.engine.bundle import FORMAT, Bundle, GearShape, Golden, Manifest, Source, is_plain_name
 from voiced.engine.errors import BundleError
 from voiced.engine.types import Gear
 
@@ -97,14 +97,14 @@ def test_bad_json_is_refused(folder: Path, text: bytes) -> None:
     assert "JSON" in refused(folder).found
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True])
+@pytest.mark.parametrize("version", [0, FORMAT - 1, str(FORMAT), None, float(FORMAT), True])
 def test_another_format_version_is_refused_before_anything_else(
     folder: Path, version: object
 ) -> None:
     (folder / "manifest.json").write_text(json.dumps({"format": version}))
     error = refused(folder)
     assert error.found == f"format {version!r}"
-    assert error.expected == "format 1"
+    assert error.expected == f"format {FORMAT}"
 
 
 @pytest.mark.parametrize("name", sorted(set(Manifest.__struct_fields__) - {"targets"}))

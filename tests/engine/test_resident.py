@@ -140,7 +140,7 @@ class Pair:
             tensor.write(array.astype(np.float32))
             self.cross[name] = tensor
             heads = array[:n].reshape(n, DIMS.heads, DIMS.d_head, SPAN).astype(np.float32)
-            turned = heads if "_k_" in name else heads.swapaxes(2, 3)
+            turned = heads if "_v_" in name else heads.swapaxes(2, 3)
             self.host_cross[name] = np.ascontiguousarray(turned)
 
     def start(self) -> tuple[Decoder, Decoder]:
@@ -393,12 +393,12 @@ def test_both_encoders_say_the_same_for_each_of_a_batch(tmp_path: Path) -> None:
         expected = {}
         for name in found:
             shape = (1, DIMS.heads, DIMS.d_head, span)
-            shape = shape if "_k_" in name else (1, DIMS.heads, span, DIMS.d_head)
+            shape = shape if "_v_" in name else (1, DIMS.heads, span, DIMS.d_head)
             expected[name] = np.zeros(shape, np.float32)
         none = np.zeros((1, 1, 1, span), np.float32)
         host.bind({"mel": mel[i : i + 1], "span_mask": none, **rows}, expected).run()
         for name, array in expected.items():
-            turned = array if "_k_" in name else array.swapaxes(2, 3)
+            turned = array if "_v_" in name else array.swapaxes(2, 3)
             np.testing.assert_allclose(
                 found[name][i], turned.reshape(DIMS.d_model, span), atol=1e-4
             )

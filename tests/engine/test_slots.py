@@ -38,7 +38,7 @@ class Speaker:
     ) -> None:
         rng = np.random.default_rng(seed)
         span = SPANS[seed % len(SPANS)]
-        shapes = {"k": (1, DIMS.heads, DIMS.d_head, span), "v": (1, DIMS.heads, span, DIMS.d_head)}
+        shapes = {"k": (1, DIMS.heads, span, DIMS.d_head), "v": (1, DIMS.heads, DIMS.d_head, span)}
         cross = {
             f"cross_{kv}_{layer}": rng.standard_normal(shape).astype(np.float32)
             for layer in range(DIMS.decoder_layers)
@@ -185,8 +185,8 @@ def test_the_memory_of_spans_is_bounded_and_counts_its_padding() -> None:
     spans = SpanCache(shape, max_batch=3, positions=12)
 
     def add(length: int) -> None:
-        keys = np.full((1, 1, 1, length), length, np.float32)
-        cross = {"cross_k_0": keys, "cross_v_0": keys.reshape(1, 1, length, 1)}
+        keys = np.full((1, 1, length, 1), length, np.float32)
+        cross = {"cross_k_0": keys, "cross_v_0": keys.reshape(1, 1, 1, length)}
         spans.append(cross, np.full(length, 0.5, np.float32))
 
     add(2)
@@ -199,12 +199,12 @@ def test_the_memory_of_spans_is_bounded_and_counts_its_padding() -> None:
     np.testing.assert_array_equal(
         spans.mask()[:, 0, 0], [[0.5, 0.5, -1e4, -1e4], [0.5, 0.5, 0.5, 0.5]]
     )
-    assert list(spans.views()["cross_k_0"][0, 0, 0, :2]) == [2, 2]
+    assert list(spans.views()["cross_k_0"][0, 0, :2, 0]) == [2, 2]
     add(3)
     spans.remove(1)  # the last one takes its place, and the padding goes
     assert (spans.span, spans.n) == (3, 2)
-    assert list(spans.views()["cross_k_0"][1, 0, 0]) == [3, 3, 3]
-    assert list(spans.views()["cross_v_0"][0, 0, :2, 0]) == [2, 2]
+    assert list(spans.views()["cross_k_0"][1, 0, :, 0]) == [3, 3, 3]
+    assert list(spans.views()["cross_v_0"][0, 0, 0, :2]) == [2, 2]
 
 
 def cells_of(cache: CellCache, slot: int) -> list[float]:

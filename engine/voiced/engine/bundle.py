@@ -21,7 +21,7 @@ import msgspec
 from voiced.engine.errors import BundleError
 from voiced.engine.types import Gear
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest that this code reads and writes."""
 
 MANIFEST_NAME = "manifest.json"

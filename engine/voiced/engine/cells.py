@@ -51,9 +51,9 @@ class DecoderShape:
         """Floats of one cell in one layer's keys (or values)."""
         return self.heads * self.d_head
 
-    def view(self, flat: Float, n: int, length: int, *, keys: bool) -> Float:
-        """The first `n` slots of `length` cells: [n, H, dk, length] for keys, else values."""
-        last = (self.d_head, length) if keys else (length, self.d_head)
+    def view(self, flat: Float, n: int, length: int, *, turned: bool) -> Float:
+        """The first `n` slots of `length` cells: [n, H, length, dk], turned [n, H, dk, length]."""
+        last = (self.d_head, length) if turned else (length, self.d_head)
         return flat[: n * length * self.cell_floats].reshape(n, self.heads, *last)
 
 
@@ -104,7 +104,7 @@ class CellCache:
         key = (self.n, self.size)
         if key not in self._shaped:
             self._shaped[key] = {
-                name: self._shape.view(flat, *key, keys=name.startswith("k"))
+                name: self._shape.view(flat, *key, turned=name.startswith("k"))
                 for name, flat in self._flat.items()
             }
         return self._shaped[key]
@@ -205,8 +205,8 @@ class CellCache:
             ancestors[slot, :, : len(index)] = self.ancestors[slot][:, index]
         for name, flat in self._flat.items():
             keys = name.startswith("k")
-            old = self._shape.view(flat, self.n, before, keys=keys)
-            new = self._shape.view(flat, self.n, size, keys=keys)
+            old = self._shape.view(flat, self.n, before, turned=keys)
+            new = self._shape.view(flat, self.n, size, turned=keys)
             if keys:
                 saved = {slot: old[slot][..., index] for slot, index in cells.items()}  # copies
                 for slot, part in saved.items():
@@ -223,7 +223,8 @@ class CellCache:
 class SpanCache:
     """Cross-attention keys and values of utterances that differ in length, padded to the longest.
 
-    What is padded is masked: `mask` float32[n, 1, 1, span].
+    What is padded is masked: `mask` float32[n, 1, 1, span]. Here the values are turned and not the
+    keys, see `build/whisper_step.py`.
     """
 
     def __init__(self, shape: DecoderShape, *, max_batch: int, positions: int) -> None:
@@ -247,9 +248,9 @@ class SpanCache:
         return len(self._masks)
 
     @property
-    def address(self) -> int:
-        """Of the first array; it never moves."""
-        return int(self._flat["cross_k_0"].__array_interface__["data"][0])
+    def place(self) -> tuple[int, ...]:
+        """Where the arrays lie: each begins where it always did."""
+        return self.n, self.span
 
     @property
     def padding(self) -> int:
@@ -278,7 +279,7 @@ class SpanCache:
         """Add an utterance of S positions.
 
         Args:
-            cross: `cross_k_<layer>` float32[1, H, dk, S] and `cross_v_<layer>` [1, H, S, dk].
+            cross: `cross_k_<layer>` float32[1, H, S, dk] and `cross_v_<layer>` [1, H, dk, S].
             mask: float32[S].
         """
         length = len(mask)
@@ -290,7 +291,7 @@ class SpanCache:
         self._whole = None
         for name in self._flat:
             place = self._view(name, self.n, self.span)[-1]
-            if name.startswith("cross_k"):
+            if name.startswith("cross_v"):
                 place[..., :length] = cross[name][0]
             else:
                 place[:, :length] = cross[name][0]
@@ -316,11 +317,11 @@ class SpanCache:
             for name in self._flat:
                 old = self._view(name, self.n, self.span)[slot]
                 new = self._view(name, self.n, span)[slot]
-                if name.startswith("cross_k"):
+                if name.startswith("cross_v"):
                     new[..., :shared] = old[..., :shared].copy()
                 else:
                     new[:, :shared] = old[:, :shared].copy()
         self.span = span
 
     def _view(self, name: str, n: int, span: int) -> Float:
-        return self._shape.view(self._flat[name], n, span, keys=name.startswith("cross_k"))
+        return self._shape.view(self._flat[name], n, span, turned=name.startswith("cross_v"))

@@ -186,14 +186,10 @@ class HeldCross:
         self._views = {name: a for name, a in arrays.items() if name != "cross_mask"}
 
     @property
-    def span(self) -> int:
-        """Positions of each utterance."""
-        return int(self._views["cross_k_0"].shape[-1])
-
-    @property
-    def address(self) -> int:
-        """Of the first array."""
-        return int(self._views["cross_k_0"].__array_interface__["data"][0])
+    def place(self) -> tuple[int, ...]:
+        """Where the arrays lie: address and shape of the first."""
+        first = self._views["cross_k_0"]
+        return int(first.__array_interface__["data"][0]), *first.shape
 
     def views(self) -> Mapping[str, Float]:
         """The graph's inputs `cross_k_<layer>` and `cross_v_<layer>`."""
@@ -234,9 +230,9 @@ class StepDecoder:
         """Begin with new utterances.
 
         Args:
-            cross: `cross_k_<layer>` float32[n, H, dk, S] and `cross_v_<layer>`
-                float32[n, H, S, dk], and `cross_mask` float32[n, 1, 1, S] where the graph takes
-                it, which must stay as they are until the utterances are done.
+            cross: `cross_k_<layer>` and `cross_v_<layer>` as the graph takes them, and `cross_mask`
+                float32[n, 1, 1, S] where it takes one. They must stay as they are until the
+                utterances are done.
         """
         self.cross = HeldCross(cross)
         self.cells.clear(next(iter(cross.values())).shape[0])

@@ -25,13 +25,8 @@ class Cross(Protocol):
     """Keys and values of the encoder's output, where they lie."""
 
     @property
-    def span(self) -> int:
-        """Positions of each utterance, padding included."""
-        ...
-
-    @property
-    def address(self) -> int:
-        """Of the first array. With the utterances and `span` it tells where all of them lie."""
+    def place(self) -> tuple[int, ...]:
+        """Tells where the arrays lie: equal only where memory and shapes of all are."""
         ...
 
     def views(self) -> Mapping[str, Float]:
@@ -121,7 +116,7 @@ class StepGraph:
         living = np.flatnonzero(live) if packed and live is not None else None
         count = n * width if living is None else len(living)
         answers = count if len(asked) == width else n * len(asked)
-        key = (n, width, len(asked), top, cells.size, cross.span, cross.address, count)
+        key = (n, width, len(asked), top, cells.size, count, *cross.place)
         bound = self._bound.get(key)
         if bound is None:
             bound = self._bind(key, answers, cells, cross)
@@ -152,7 +147,7 @@ class StepGraph:
         )
 
     def _bind(self, key: tuple[int, ...], answers: int, cells: CellCache, cross: Cross) -> _Bound:
-        n, rows, asked, top, size, span, _, count = key
+        n, rows, asked, top, size, count = key[:6]
         s = self._shape
         f32, i32 = np.float32, np.int32
         inputs: dict[str, npt.NDArray[Any]] = {
@@ -165,8 +160,9 @@ class StepGraph:
             **cross.views(),
             **cells.views(),
         }
-        if cross.mask() is not None:
-            inputs["cross_mask"] = np.zeros((n, 1, 1, span), f32)
+        mask = cross.mask()
+        if mask is not None:
+            inputs["cross_mask"] = np.zeros(mask.shape, f32)
         if s.packed:
             inputs["live"] = np.zeros(count, i32)
             inputs["place"] = np.zeros(n * rows, i32)
@@ -185,7 +181,7 @@ class StepGraph:
         for layer in range(s.layers):
             for letter in "kv":
                 fresh = self._fresh[f"{letter}_{layer}"]
-                outputs[f"new_{letter}_{layer}"] = s.view(fresh, n, rows, keys=letter == "k")
+                outputs[f"new_{letter}_{layer}"] = s.view(fresh, n, rows, turned=letter == "k")
         bound = _Bound(self._session.bind(inputs, outputs), inputs, outputs)
         self._bound[key] = bound
         if len(self._bound) > _BOUND:

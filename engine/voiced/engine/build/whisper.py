@@ -4,7 +4,7 @@ Names of the weights follow CTranslate2's WhisperSpec (`encoder/layer_0/self_att
 Architecture: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
 
 prefill  mel float32[1, 80, 2T] and, per layer, the silence tail's keys and values → cross-attention
-         keys float32[1, H, dk, T+P] and values float32[1, H, T+P, dk], one pair per decoder layer.
+         keys float32[1, H, T+P, dk] and values float32[1, H, dk, T+P], one pair per decoder layer.
 step     tokens int32[N, B] at their positions, additive masks, the caches → the best K
          continuations over all beams, and the new cache rows (`whisper_step.py`).
 
@@ -78,15 +78,15 @@ def prefill_graph(
         v = g.op("Concat", v, tail(f"tail_v_{layer}"), axis=1)
         count, width = dims.heads, dims.d_head
         g.output(
-            split_heads(g, k, dims, 1, keys=True),
+            split_heads(g, k, dims, 1),
             f"cross_k_{layer}",
             TensorProto.FLOAT,
-            [1, count, width, "S"],
+            [1, count, "S", width],
         )
         g.output(
-            split_heads(g, v, dims, 1),
+            split_heads(g, v, dims, 1, keys=True),
             f"cross_v_{layer}",
             TensorProto.FLOAT,
-            [1, count, "S", width],
+            [1, count, width, "S"],
         )
     return g.model()

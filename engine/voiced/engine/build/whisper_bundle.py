@@ -301,9 +301,7 @@ def _complete(
         name="whisper",
         family="whisper",
         graphs={"prefill": "prefill.onnx", "step": "step.onnx"},
-        model=msgspec.to_builtins(
-            WhisperModelInfo(**sizes, packed=resident is None, resident=resident)
-        ),
+        model=msgspec.to_builtins(WhisperModelInfo(**sizes, resident=resident)),
         frontend={"rate_hz": RATE_HZ, "hop": 160, "window": 400, "mels": dims.mels},
         gears=tuple(GearShape(frames=2 * round(s * 50)) for s in gears_s),
         tokens={

@@ -4,9 +4,16 @@ Utterances lie beside each other in N slots of B rows; attention is computed for
 else, which is all that has weights, is computed for the M rows that live only: a greedy search has
 one where a beam has five, and both can share a step. Rows are quantised one by one, so that no
 text depends on who shared the step.
+
+Cross-attention multiplies K q and V w with the caches on the left: the runtime copies what stands
+on the right into a layout of its own at every call, and a few query rows are less than hundreds of
+keys. With 5 rows, CPU time of a step is 3 % less at 265 keys, 9 % at 668, 12 % for 8 utterances;
+with 1 row it is 4 % more. So keys lie [S, dk] and values [dk, S].
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +48,8 @@ def step_graph(
         them. Rows that do not live point anywhere.
         cache_mask float32[N, 1, B, C], new_mask float32[N, 1, B, B],
         cross_mask float32[N, 1, 1, S]: added to attention scores
-        self_k_l float32[N, H, dk, C], self_v_l float32[N, H, C, dk], cross_k_l, cross_v_l
+        self_k_l float32[N, H, dk, C], self_v_l float32[N, H, C, dk],
+        cross_k_l float32[N, H, S, dk], cross_v_l float32[N, H, dk, S]
     Outputs:
         best_scores float32[N, K], best_rows int32[N, K] (index into R), best_tokens int32[N, K]
         (index into text_ids), best first; end_scores float32[N, R]: the score of stopping there;
@@ -69,9 +77,9 @@ def step_graph(
         split = g.op("Reshape", x, by_head)
         return g.op("Transpose", split, perm=[0, 2, 3, 1] if keys else [0, 2, 1, 3])
 
-    def packed(context: str) -> str:
-        """[N, H, B, dk] → [M, d]."""
-        rows = g.op("Reshape", g.op("Transpose", context, perm=[0, 2, 1, 3]), g.ints(-1, d))
+    def packed(context: str, perm: Sequence[int] = (0, 2, 1, 3)) -> str:
+        """[N, H, B, dk], or what `perm` says, → [M, d]."""
+        rows = g.op("Reshape", g.op("Transpose", context, perm=perm), g.ints(-1, d))
         return g.op("Gather", rows, live, axis=0)
 
     def of_live(x: str) -> str:
@@ -95,8 +103,8 @@ def step_graph(
         name = f"decoder/layer_{layer}"
         past_k = g.input(f"self_k_{layer}", f32, ["N", heads, width, "C"])
         past_v = g.input(f"self_v_{layer}", f32, ["N", heads, "C", width])
-        cross_k = g.input(f"cross_k_{layer}", f32, ["N", heads, width, "S"])
-        cross_v = g.input(f"cross_v_{layer}", f32, ["N", heads, "S", width])
+        cross_k = g.input(f"cross_k_{layer}", f32, ["N", heads, "S", width])
+        cross_v = g.input(f"cross_v_{layer}", f32, ["N", heads, width, "S"])
 
         qkv = g.row_linear(
             g.layer_norm(x, *w.norm(f"{name}/self_attention/layer_norm")),
@@ -126,9 +134,11 @@ def step_graph(
             g.layer_norm(x, *w.norm(f"{name}/attention/layer_norm")),
             *scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
         )
-        q = spread(g.op("Gather", q, place, axis=0))
-        attention = g.op("Softmax", g.op("Add", g.op("MatMul", q, cross_k), cross_mask), axis=-1)
-        context = packed(g.op("MatMul", attention, cross_v))
+        q = spread(g.op("Gather", q, place, axis=0), keys=True)
+        scores = g.op("Transpose", g.op("MatMul", cross_k, q), perm=[0, 1, 3, 2])
+        attention = g.op("Softmax", g.op("Add", scores, cross_mask), axis=-1)
+        turned = g.op("Transpose", attention, perm=[0, 1, 3, 2])
+        context = packed(g.op("MatMul", cross_v, turned), perm=[0, 3, 1, 2])
         x = g.op("Add", x, g.row_linear(context, *w.linear(f"{name}/attention/linear_2")))
         hidden = g.row_linear(
             g.layer_norm(x, *w.norm(f"{name}/ffn/layer_norm")), *w.linear(f"{name}/ffn/linear_0")

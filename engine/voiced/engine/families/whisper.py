@@ -57,9 +57,6 @@ class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     decoder_layers: int
     encoder_positions: int
     decoder_positions: int
-    packed: bool = False
-    """The step graph computes live rows only and takes utterances of different lengths; keys of the
-    silence tail stand for several frames each. A bundle of an older build has neither."""
     resident: ResidentInfo | None = None
     """None: the graphs take and give their caches as host arrays."""
 

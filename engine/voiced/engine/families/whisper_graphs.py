@@ -28,8 +28,7 @@ CELLS = (64, 128, 192, 256, 384, 512, 768)
 """Cache lengths of the host's decoder, before the one that holds the longest text."""
 
 MAX_AREA = 3200
-"""Most cross-attention positions of all utterances together (79 MB for Whisper base); with graphs
-of an older build, most feature frames of a batch."""
+"""Most cross-attention positions of all utterances together (79 MB for Whisper base)."""
 
 PROMPT = 4
 """Tokens before the text: start, language, task, no timestamps."""
@@ -101,8 +100,7 @@ class Tail:
 class HostGraphs:
     """Caches in host arrays that grow with the text.
 
-    With packed graphs one utterance is lent to at a time, and several are decoded in `slots`; with
-    those of an older build any batch of a gear's frames, in lockstep.
+    One utterance is lent to at a time; several are decoded in `slots`.
     """
 
     def __init__(
@@ -119,13 +117,7 @@ class HostGraphs:
         max_beam: int,
     ) -> None:
         self.max_batch = max_batch
-        together = 1 if info.packed else max_batch
-        self.gears = GearSet(
-            Gear(frames, batch)
-            for frames in lengths
-            for batch in range(1, together + 1)
-            if batch == 1 or batch * frames <= MAX_AREA
-        )
+        self.gears = GearSet(Gear(frames) for frames in lengths)
         self._info = info
         self._tail = tail
         self._tail_frames = tail_frames
@@ -135,27 +127,25 @@ class HostGraphs:
         self._encoders: dict[tuple[Gear, int], tuple[Float, Call]] = {}
         """By gear and row of its buffers: where the features go, and what encodes them."""
         step = graphs.session("step", {})
-        shape = DecoderShape(info.decoder_layers, info.heads, info.d_head, specials, info.packed)
+        shape = DecoderShape(info.decoder_layers, info.heads, info.d_head, specials, packed=True)
         cells = cell_lengths(max_beam, info.decoder_positions // 2)
         self._decoder = StepDecoder(
             step,
             shape,
             cells=cells,
-            max_batch=together,
+            max_batch=1,
             max_rows=max(PROMPT, max_beam),
         )
-        self.slots: SlotDecoder | None = None
+        self.slots = SlotDecoder(
+            step,
+            shape,
+            cells=cells,
+            ids=ids,
+            max_batch=max_batch,
+            max_rows=max_beam,
+            positions=MAX_AREA,
+        )
         """Where several utterances are decoded; they join from a loan of one."""
-        if info.packed:
-            self.slots = SlotDecoder(
-                step,
-                shape,
-                cells=cells,
-                ids=ids,
-                max_batch=max_batch,
-                max_rows=max_beam,
-                positions=MAX_AREA,
-            )
 
     @contextmanager
     def lend(self, gear: Gear) -> Iterator[Loan]:
@@ -180,8 +170,7 @@ class HostGraphs:
         gear, count = lease.gear, self._rows_behind(lease.gear)
         mel = self._mel[: self._info.mels * gear.frames].reshape(1, self._info.mels, gear.frames)
         inputs = {"mel": mel, **self._tail.behind(gear, count)}
-        if self._info.packed:
-            inputs["span_mask"] = self._tail.mask(gear, count)[None, None, None]
+        inputs["span_mask"] = self._tail.mask(gear, count)[None, None, None]
         outputs = {name: lease[name][place : place + 1] for name in self._cross_shapes(gear)}
         return mel, self._prefill.bind(inputs, outputs)
 
@@ -189,8 +178,7 @@ class HostGraphs:
         """Start to decode the first `n` rows of the leased buffers."""
         gear = lease.gear
         cross = {name: lease[name][:n] for name in self._cross_shapes(gear)}
-        if self._info.packed:
-            cross["cross_mask"] = self._tail.mask(gear, self._rows_behind(gear))[None, None, None]
+        cross["cross_mask"] = self._tail.mask(gear, self._rows_behind(gear))[None, None, None]
         self._decoder.start(cross)
         return self._decoder
 
@@ -206,8 +194,8 @@ class HostGraphs:
         places = self.span(gear)
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in range(info.decoder_layers):
-            shapes[f"cross_k_{layer}"] = (gear.batch, info.heads, info.d_head, places)
-            shapes[f"cross_v_{layer}"] = (gear.batch, info.heads, places, info.d_head)
+            shapes[f"cross_k_{layer}"] = (gear.batch, info.heads, places, info.d_head)
+            shapes[f"cross_v_{layer}"] = (gear.batch, info.heads, info.d_head, places)
         return shapes
 
 
