@@ -32,7 +32,8 @@ from voiced.engine.errors import (
     NoGearError,
     Superseded,
 )
-from voiced.engine.host import Engine, EngineHost, InProcessEngine, restart_delay_s
+from voiced.engine.host import Engine, EngineHost, restart_delay_s
+from voiced.engine.in_process import InProcessEngine
 from voiced.engine.process import WorkerProcess, runtime_dir
 from voiced.engine.types import EngineConfig, Request, RequestKind, Transcript
 

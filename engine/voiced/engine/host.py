@@ -1,45 +1,36 @@
 """The engine as the daemon sees it: `recognize(request)`, whatever happens behind it.
 
-`EngineHost` keeps one worker process alive and fed. `InProcessEngine` has the same contract with
-a thread of this process, for command-line use and tests: it cannot survive a crash.
+`EngineHost` keeps one worker process alive and fed. `in_process.InProcessEngine` has the same
+contract with a thread of this process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol
 
 import zmq.asyncio
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
-from voiced.engine.batch import Answer
 from voiced.engine.errors import (
-    DeadlineExceeded,
-    EngineBusy,
     EngineDead,
     EngineError,
     NoGearError,
     Superseded,
 )
-from voiced.engine.loop import FinalsFirst, process_memory, run_engine
+from voiced.engine.open_requests import OpenRequest, OpenRequests
 from voiced.engine.process import WorkerProcess
-from voiced.engine.recognizer import load_recognizer
-from voiced.engine.scheduler import Dropped, Job, Scheduler, most_finals, retry_after_ms, too_late
+from voiced.engine.scheduler import too_late
 from voiced.engine.types import (
-    BatchLoad,
     EngineConfig,
     EngineInfo,
     EngineLoad,
     EngineTotals,
     Request,
-    RequestKind,
     Transcript,
 )
 
@@ -56,7 +47,7 @@ _LONGEST_BACK_OFF_S = 30.0
 _STEADY_NS = 60_000_000_000
 """A worker that lived this long did not die of its start; the next is started at once."""
 _STOP_GRACE_S = 1.0
-"""For a worker to end by itself, and for an in-process thread to leave its last call."""
+"""For a worker to end by itself."""
 
 
 class Engine(Protocol):
@@ -130,133 +121,6 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Open:
-    """An accepted request and whoever waits for it."""
-
-    job: Job
-    future: asyncio.Future[Transcript]
-    handed_as: RequestKind | None = None
-    """What it was when it was given to those who run it; None: not yet."""
-    deaths: int = 0
-    """Workers that died while they held it."""
-
-    @property
-    def in_worker(self) -> bool:
-        return self.handed_as is not None
-
-    def outlives(self, outcome: Answer) -> bool:
-        """Whether the outcome refused an eager request that was promoted meanwhile."""
-        return (
-            self.job.is_final
-            and self.handed_as is RequestKind.EAGER
-            and isinstance(outcome, Superseded | DeadlineExceeded)
-        )
-
-
-class _OpenRequests:
-    """Accepted and unanswered requests, in order of acceptance; each is answered once."""
-
-    def __init__(self, max_finals: int, clock: Clock) -> None:
-        self._max_finals = max_finals
-        self._clock = clock
-        self._ids = itertools.count(1)
-        self._open: dict[int, _Open] = {}
-
-    def __iter__(self) -> Iterator[_Open]:
-        return iter(list(self._open.values()))
-
-    def __contains__(self, item: _Open) -> bool:
-        return item.job.id in self._open
-
-    def accept(self, request: Request) -> _Open:
-        """Add a request.
-
-        Raises:
-            EngineBusy: As many finals as allowed are open.
-        """
-        now_ns = self._clock.monotonic_ns()
-        job = Job(next(self._ids), request, now_ns)
-        finals = self.finals()
-        if job.is_final and len(finals) >= self._max_finals:
-            raise EngineBusy(retry_after_ms(now_ns - finals[0].job.accepted_ns))
-        item = _Open(job, asyncio.get_running_loop().create_future())
-        self._open[job.id] = item
-        return item
-
-    def promote(self, segment: int, deadline_ns: int | None) -> _Open | None:
-        """Make the newest open eager request of a segment a final; None when there is none."""
-        for item in reversed(self._open.values()):
-            request = item.job.request
-            if request.segment.id == segment and request.kind is RequestKind.EAGER:
-                item.job = item.job.promoted(deadline_ns)
-                return item
-        return None
-
-    def answer(self, job_id: int, outcome: Answer) -> None:
-        """Answer a request; nothing happens when it was answered or taken back before.
-
-        A refusal that crossed the promotion of its request is none: it is to be handed over again.
-        """
-        item = self._open.get(job_id)
-        if item is not None and item.outlives(outcome):
-            item.handed_as = None
-            return
-        self._open.pop(job_id, None)
-        if item is None or item.future.done():
-            return
-        if isinstance(outcome, EngineError):
-            item.future.set_exception(outcome)
-        else:
-            item.future.set_result(outcome)
-
-    def drop(self, dropped: list[Dropped]) -> None:
-        """Answer what the scheduler refused."""
-        for drop in dropped:
-            if drop.error is not None:
-                self.answer(drop.job.id, drop.error)
-
-    def take_back(self, item: _Open) -> bool:
-        """Forget a request; False when it was answered."""
-        return self._open.pop(item.job.id, None) is not None
-
-    def finals(self) -> list[_Open]:
-        """Open finals, oldest first."""
-        return [item for item in self._open.values() if item.job.is_final]
-
-    def load(self, batch: BatchLoad, totals: EngineTotals) -> EngineLoad:
-        """Say how much is open, next to what the engine's side says of what runs and was done."""
-        now_ns = self._clock.monotonic_ns()
-        accepted_ns: dict[RequestKind, list[int]] = {kind: [] for kind in RequestKind}
-        for item in self._open.values():
-            accepted_ns[item.job.request.kind].append(item.job.accepted_ns)
-        ages_s = {
-            kind: (now_ns - min(at, default=now_ns)) / 1e9 for kind, at in accepted_ns.items()
-        }
-        return EngineLoad(
-            queued_finals=len(accepted_ns[RequestKind.FINAL]),
-            queued_eager=len(accepted_ns[RequestKind.EAGER]),
-            queued_partials=len(accepted_ns[RequestKind.PARTIAL]),
-            oldest_final_age_s=ages_s[RequestKind.FINAL],
-            oldest_eager_age_s=ages_s[RequestKind.EAGER],
-            oldest_partial_age_s=ages_s[RequestKind.PARTIAL],
-            batch=batch,
-            totals=totals,
-        )
-
-    async def drain(self, drain_s: float) -> None:
-        """Wait until the finals of this moment are answered, or `drain_s` passed."""
-        waiting = [item.future for item in self.finals()]
-        if waiting and drain_s > 0:
-            await asyncio.wait(waiting, timeout=drain_s)
-
-    def fail_all(self, why: str) -> None:
-        """Answer everything that is left: finals with EngineDead, others with Superseded."""
-        for item in self:
-            error = EngineDead(why) if item.job.is_final else Superseded(why)
-            self.answer(item.job.id, error)
-
-
 def restart_delay_s(deaths_in_a_row: int) -> float:
     """Return how long to wait before the next worker: 0 first, then 0.5 s doubled up to 30 s."""
     if deaths_in_a_row <= 1:
@@ -275,7 +139,7 @@ class EngineHost:
     def __init__(self, config: EngineConfig, clock: Clock | None = None) -> None:
         self._config = config
         self._clock = clock or SystemClock()
-        self._open = _OpenRequests(config.max_queued_finals, self._clock)
+        self._open = OpenRequests(config.max_queued_finals, self._clock)
         self._cleanup = contextlib.ExitStack()
         self._worker: WorkerProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -406,7 +270,7 @@ class EngineHost:
             if not item.job.is_final and not item.in_worker:
                 self._open.answer(item.job.id, Superseded("engine is recovering"))
 
-    def _submit(self, item: _Open) -> None:
+    def _submit(self, item: OpenRequest) -> None:
         assert self._worker is not None
         now_ns = self._clock.monotonic_ns()
         item.handed_as = item.job.request.kind
@@ -548,152 +412,3 @@ class EngineHost:
                 logger.error("final lost, its retry died too segment=%d", segment.id)
                 self._open.answer(item.job.id, EngineDead(f"{died}, twice with this request"))
         self._feed()
-
-
-class InProcessEngine:
-    """The engine on a thread of this process; see `Engine` for the contract."""
-
-    def __init__(self, config: EngineConfig, clock: Clock | None = None) -> None:
-        self._config = config
-        self._clock = clock or SystemClock()
-        self._open = _OpenRequests(config.max_queued_finals, self._clock)
-        scheduler = Scheduler(max_queued_finals=most_finals(config))
-        self._queue = FinalsFirst(scheduler, self._clock)
-        self._thread: threading.Thread | None = None
-        self.ready = False
-        self.reason = "not started"
-        self.info: EngineInfo | None = None
-
-    @property
-    def worker_pid(self) -> int | None:
-        """This process, once the model is loaded."""
-        return self.info.worker_pid if self.info is not None else None
-
-    @property
-    def rss_bytes(self) -> int:
-        """Resident memory of this process."""
-        return process_memory()[0]
-
-    @property
-    def peak_rss_bytes(self) -> int:
-        """Highest resident memory of this process."""
-        return process_memory()[1]
-
-    async def start(self, progress: Callable[[str], None] | None = None) -> EngineInfo:
-        """Load and warm on the engine's thread; see `Engine.start`."""
-        self.reason = "starting"
-        loop = asyncio.get_running_loop()
-        loaded: asyncio.Future[EngineInfo] = loop.create_future()
-        self._ended: asyncio.Future[None] = loop.create_future()
-        arguments = (loop, loaded, progress or (lambda _text: None))
-        self._thread = threading.Thread(
-            target=self._run, args=arguments, name="engine", daemon=True
-        )
-        self._thread.start()
-        try:
-            self.info = await asyncio.shield(loaded)
-        except BaseException as error:
-            self.reason = str(error) or "start was cancelled"
-            self._queue.stop()
-            if isinstance(error, EngineError):
-                await self._ended
-                self._thread.join()
-            loaded.cancel()
-            raise
-        self.ready, self.reason = True, ""
-        return self.info
-
-    def _run(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        loaded: asyncio.Future[EngineInfo],
-        progress: Callable[[str], None],
-    ) -> None:
-        """The engine's thread; every call into the event loop leaves from here."""
-
-        def tell(act: Callable[..., object], *arguments: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(act, *arguments)
-
-        def settle(act: Callable[[], object]) -> None:
-            if not loaded.done():
-                act()
-
-        try:
-            recognizer = load_recognizer(self._config)
-            with contextlib.closing(recognizer):
-                recognizer.warm(lambda text: tell(progress, text))
-                info = recognizer.info
-                tell(settle, lambda: loaded.set_result(info))
-                run_engine(
-                    recognizer,
-                    self._queue,
-                    lambda job, outcome: tell(self._answer, job, outcome),
-                    self._clock,
-                )
-        except Exception as error:  # top of the worker: whoever waits must learn of it
-            failure = error if isinstance(error, EngineError) else None
-            if failure is None:
-                logger.exception("engine thread ends")
-                failure = EngineDead(f"engine thread ended: {type(error).__name__}: {error}")
-            tell(self._failed, loaded, failure)
-        finally:
-            tell(self._ended.set_result, None)
-
-    def _failed(self, loaded: asyncio.Future[EngineInfo], error: EngineError) -> None:
-        self.ready, self.reason = False, str(error)
-        if not loaded.done():
-            loaded.set_exception(error)
-        self._open.fail_all(str(error))
-
-    async def recognize(self, request: Request) -> Transcript:
-        """Have the thread answer one request; see `Engine.recognize`."""
-        if not self.ready:
-            raise EngineDead(f"engine takes no requests: {self.reason}")
-        item = self._open.accept(request)
-        try:
-            self._submit(item)
-            return await item.future
-        finally:
-            if self._open.take_back(item):  # cancelled
-                self._queue.cancel(request.segment.id, item.job.id)
-
-    def _submit(self, item: _Open) -> None:
-        item.handed_as = item.job.request.kind
-        self._open.drop(self._queue.submit(item.job))
-
-    def _answer(self, job_id: int, outcome: Answer) -> None:
-        self._open.answer(job_id, outcome)
-        for item in self._open:
-            if not item.in_worker:  # refused as eager, but a final since
-                self._submit(item)
-
-    def promote(self, segment_id: int, deadline_ns: int | None = None) -> bool:
-        """Let an eager request be the final; see `Engine.promote`."""
-        item = self._open.promote(segment_id, deadline_ns)
-        if item is None:
-            return False
-        self._queue.promote(item.job.id, deadline_ns)
-        return True
-
-    def load(self) -> EngineLoad:
-        """Say how much is accepted and unanswered."""
-        running = self._queue.load()
-        return self._open.load(running.batch, running.totals)
-
-    async def stop(self, drain_s: float = 0.0) -> None:
-        """End in order; see `Engine.stop`. A call that hangs keeps its thread, not the process."""
-        was_ready, self.ready = self.ready, False
-        self.reason = "stopped" if was_ready else self.reason
-        await self._open.drain(drain_s)
-        for item in self._open:
-            self._queue.cancel(item.job.request.segment.id)
-        self._open.fail_all("engine was stopped")
-        self._queue.stop()
-        if self._thread is None:
-            return
-        await asyncio.wait((self._ended,), timeout=_STOP_GRACE_S)
-        if self._ended.done():
-            self._thread.join()
-        else:
-            logger.warning("engine thread is in a call and is left behind")

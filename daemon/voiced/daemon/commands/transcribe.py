@@ -38,7 +38,7 @@ from voiced.engine.errors import EngineError
 from voiced.engine.types import Request, Transcript
 
 if TYPE_CHECKING:
-    from voiced.engine.host import InProcessEngine
+    from voiced.engine.in_process import InProcessEngine
 
 LONG_FILE_S = 30.0
 """Files from this length on show a progress bar."""
@@ -158,7 +158,7 @@ def transcribe(
         factory.make(vad)  # a missing detector is one error, not one for every file
 
     async def run() -> int:
-        from voiced.engine.host import InProcessEngine
+        from voiced.engine.in_process import InProcessEngine
 
         engine = InProcessEngine(config)
         await engine.start()
