@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from voiced.engine.batch import LockstepKey
 from voiced.engine.buffers import BufferPool
 from voiced.engine.errors import LeaseError, NoGearError
 from voiced.engine.gears import GearSet
-from voiced.engine.types import Gear
+from voiced.engine.types import Gear, Timings
 
 gears = st.builds(Gear, frames=st.integers(1, 500), batch=st.integers(1, 8))
 
@@ -29,6 +30,31 @@ def test_the_gear_picked_holds_the_request_and_none_that_does_is_smaller(
 def test_an_empty_gear_set_says_that_it_is_empty() -> None:
     with pytest.raises(NoGearError, match="bundle has none"):
         GearSet([]).pick(1, 1)
+
+
+def test_each_live_gear_is_warmed_or_the_outermost_two_where_no_shape_is_compiled() -> None:
+    have = GearSet([Gear(100), Gear(100, 4), Gear(200), Gear(400), Gear(800)])
+    assert have.to_warm(400, compiles_shapes=True) == [
+        Gear(400),
+        Gear(200),
+        Gear(100, 4),
+        Gear(100),
+    ]
+    assert have.to_warm(400, compiles_shapes=False) == [Gear(400), Gear(100)]
+
+
+def test_gears_that_end_in_the_same_second_share_a_batch_unless_their_searches_differ() -> None:
+    assert LockstepKey.of(101, 5) == LockstepKey.of(200, 5)
+    assert LockstepKey.of(100, 5) != LockstepKey.of(101, 5)
+    assert LockstepKey.of(200, 1) != LockstepKey.of(200, 5)
+
+
+def test_what_the_pieces_of_an_answer_took_is_added_up() -> None:
+    first = Timings(1.0, 2.0, 3.0, 4.0, 5, 6, 7)
+    assert first + Timings() == first
+    assert first + Timings(10.0, 20.0, 30.0, 40.0, 50, 60, 70) == Timings(
+        11.0, 22.0, 33.0, 44.0, 55, 66, 77
+    )
 
 
 def pool() -> BufferPool:

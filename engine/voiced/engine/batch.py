@@ -7,6 +7,7 @@ are half done opens its own; `Lockstep` makes one of any other recogniser.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from voiced.engine.errors import BackendFailed, EngineError
@@ -72,6 +73,23 @@ def batch_of(recognizer: Recognizer) -> Batch:
     """Return what drives a recogniser, its own way or in lockstep."""
     batch = recognizer.open_batch() if isinstance(recognizer, Continuous) else None
     return Lockstep(recognizer) if batch is None else batch
+
+
+_KEY_FRAMES = 100
+"""Feature frames (1 s) that the gears of one lockstep may differ by."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockstepKey:
+    """Requests with equal keys are recognised together: gears of one second, one kind of search."""
+
+    seconds: int
+    beam: int
+
+    @classmethod
+    def of(cls, gear_frames: int, beam: int) -> LockstepKey:
+        """Return the key of a request for a gear of this length, and what its search keeps."""
+        return cls(-(-gear_frames // _KEY_FRAMES), beam)
 
 
 class Lockstep:

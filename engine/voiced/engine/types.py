@@ -78,6 +78,18 @@ class Timings:
     from_device_bytes: int = 0
     """What it copied back."""
 
+    def __add__(self, other: Timings) -> Timings:
+        """What two pieces of one answer took, one after the other."""
+        return Timings(
+            self.queue_ms + other.queue_ms,
+            self.features_ms + other.features_ms,
+            self.prefill_ms + other.prefill_ms,
+            self.decode_ms + other.decode_ms,
+            self.steps + other.steps,
+            self.to_device_bytes + other.to_device_bytes,
+            self.from_device_bytes + other.from_device_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Transcript:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from voiced.audio.features.kaldi import HOP, WINDOW, frames_of
 from voiced.audio.frames import RATE_HZ
 from voiced.engine.backends.base import Backend
+from voiced.engine.batch import LockstepKey
 from voiced.engine.buffers import Float
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import EngineError, SegmentTooLong, UnknownLanguage
@@ -42,18 +43,6 @@ Pcm = npt.NDArray[np.int16]
 
 LANGUAGES = ("zh", "en")
 """What the model writes; it never says which, and cannot be told."""
-
-_BATCH_FRAMES = 100
-"""Gears within so many feature frames (1 s) are batched."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Requests with equal keys share a batch."""
-
-    seconds: int
-    beam: int
-    """0: read off the CTC head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +120,10 @@ class FireRedRecognizer:
         return self.model.max_batch
 
     def warm(self, progress: Callable[[str], None]) -> None:
-        """Run each gear of live streams once; without compiled shapes the outermost two."""
+        """Make every gear that live streams use as fast as it will ever be."""
         started = time.perf_counter()
         longest = self._gear_frames(round(self._live_s * RATE_HZ))
-        gears = sorted((g for g in self.model.gears if g.frames <= longest), reverse=True)
-        if not self._backend.compiles_shapes:
-            gears = [g for g in gears if g.batch == 1]
-            gears = [gears[0], gears[-1]]
+        gears = self.model.gears.to_warm(longest, compiles_shapes=self._backend.compiles_shapes)
         for done, gear in enumerate(gears, 1):
             progress(f"warming gear {done} of {len(gears)} ({gear.frames / 100:g} s)")
             self._warm_gear(gear)
@@ -151,12 +137,13 @@ class FireRedRecognizer:
             for beam in {self._beam, 1}:
                 self.model.decode(loan, [few], beam=beam)
 
-    def batch_key(self, request: Request) -> _Key:
+    def batch_key(self, request: Request) -> LockstepKey:
         """Equal for requests whose gears end in the same second, and of one kind of search."""
         frames = self._gear_frames(len(request.segment.pcm))
-        return _Key(-(-frames // _BATCH_FRAMES), self._beam_of(request))
+        return LockstepKey.of(frames, self._beam_of(request))
 
     def _beam_of(self, request: Request) -> int:
+        """Hypotheses kept; 0: read off the CTC head."""
         if request.kind.is_searched:
             return self._beam
         return 0 if self._partials_by_ctc else 1
@@ -214,7 +201,7 @@ class FireRedRecognizer:
             if frames_of(len(pcm)):
                 ((piece, timings),) = self._run([pcm], request, begin_s=begun / RATE_HZ)
                 pieces.append(piece)
-                spent = _sum(spent, timings)
+                spent += timings
             begun += len(pcm)
         return self._transcript(request, pieces, spent)
 
@@ -364,17 +351,6 @@ class FireRedRecognizer:
     def close(self) -> None:
         """Drop sessions and buffers."""
         del self.model
-
-
-def _sum(a: Timings, b: Timings) -> Timings:
-    return Timings(
-        features_ms=a.features_ms + b.features_ms,
-        prefill_ms=a.prefill_ms + b.prefill_ms,
-        decode_ms=a.decode_ms + b.decode_ms,
-        steps=a.steps + b.steps,
-        to_device_bytes=a.to_device_bytes + b.to_device_bytes,
-        from_device_bytes=a.from_device_bytes + b.from_device_bytes,
-    )
 
 
 def _ms_since(begun: float) -> float:

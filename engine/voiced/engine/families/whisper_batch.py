@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -118,7 +118,7 @@ class WhisperBatch:
 
     def _begin(self, work: _Work) -> None:
         """Bring the next piece of a request into a slot."""
-        piece, spent, moved = work.pieces.popleft(), work.spent, self._model.traffic
+        piece, moved = work.pieces.popleft(), self._model.traffic
         gear = self._gear_of(len(piece))
         times = [time.perf_counter()]
         with self._model.lend(gear) as loan:
@@ -134,13 +134,12 @@ class WhisperBatch:
         self._tally.note(gear, [frames_needed(len(piece))])
         features_ms, prefill_ms, prompt_ms = np.diff(times) * 1000
         moved = self._model.traffic - moved
-        work.spent = replace(
-            spent,
-            features_ms=spent.features_ms + features_ms,
-            prefill_ms=spent.prefill_ms + prefill_ms,
-            decode_ms=spent.decode_ms + prompt_ms,
-            to_device_bytes=spent.to_device_bytes + moved.to_device,
-            from_device_bytes=spent.from_device_bytes + moved.from_device,
+        work.spent += Timings(
+            features_ms=features_ms,
+            prefill_ms=prefill_ms,
+            decode_ms=prompt_ms,
+            to_device_bytes=moved.to_device,
+            from_device_bytes=moved.from_device,
         )
         self._live.append(_Live(work, begun))
 
@@ -165,16 +164,15 @@ class WhisperBatch:
         self._slots.step([Rows(each.begun.search, PROMPT + each.steps) for each in self._live])
         step_ms = (time.perf_counter() - began) * 1000
         moved = self._model.traffic - moved
+        spent = Timings(
+            decode_ms=step_ms,
+            steps=1,
+            to_device_bytes=moved.to_device,
+            from_device_bytes=moved.from_device,
+        )
         for each in self._live:
             each.steps += 1
-            spent = each.work.spent
-            each.work.spent = replace(
-                spent,
-                decode_ms=spent.decode_ms + step_ms,
-                steps=spent.steps + 1,
-                to_device_bytes=spent.to_device_bytes + moved.to_device,
-                from_device_bytes=spent.from_device_bytes + moved.from_device,
-            )
+            each.work.spent += spent
 
     def _finish(self, slot: int) -> None:
         live = self._remove(slot)

@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from voiced.audio.features.whisper import HOP
 from voiced.audio.frames import RATE_HZ
 from voiced.engine.backends.base import Backend
+from voiced.engine.batch import LockstepKey
 from voiced.engine.bundle import Bundle
 from voiced.engine.errors import EngineError, UnknownLanguage
 from voiced.engine.families.whisper import (
@@ -39,20 +40,8 @@ from voiced.engine.types import (
 
 Pcm = npt.NDArray[np.int16]
 
-
 PUBLISHED_BEAM = 5
 """Of the published figures of the family."""
-
-_BATCH_FRAMES = 100
-"""Gears within so many feature frames (1 s) are batched."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """Requests with equal keys share a batch."""
-
-    seconds: int
-    beam: int
 
 
 class WhisperRecognizer:
@@ -123,18 +112,10 @@ class WhisperRecognizer:
         return self._max_batch
 
     def warm(self, progress: Callable[[str], None]) -> None:
-        """Make every gear that live streams use as fast as it will ever be.
-
-        Where the backend compiles each shape, each gear runs once. Where it does not, running
-        the longest sizes its memory for all (first run of a shorter gear after that: 97 ms, later
-        ones 92 ms at 4 s; 39 and 39 ms at 1.5 s), so that is enough.
-        """
+        """Make every gear that live streams use as fast as it will ever be."""
         started = time.perf_counter()
         longest = self._gear_frames(round(self._live_s * RATE_HZ))
-        gears = sorted((g for g in self.model.gears if g.frames <= longest), reverse=True)
-        if not self._backend.compiles_shapes:
-            gears = [g for g in gears if g.batch == 1]
-            gears = [gears[0], gears[-1]]
+        gears = self.model.gears.to_warm(longest, compiles_shapes=self._backend.compiles_shapes)
         for done, gear in enumerate(gears, 1):
             progress(f"warming gear {done} of {len(gears)} ({gear.frames / 100:g} s)")
             self._warm_gear(gear)
@@ -148,13 +129,13 @@ class WhisperRecognizer:
             for beam in (self._beam, 1):
                 self.model.decode(loan, [Utterance(0, language)], beam=beam, configured=())
 
-    def batch_key(self, request: Request) -> _Key:
+    def batch_key(self, request: Request) -> LockstepKey:
         """Equal for requests whose gears end in the same second, and of one beam width.
 
         The batch runs at the longest of them: sharing a decoder saves more than padding costs.
         """
         frames = self._gear_frames(len(request.segment.pcm))
-        return _Key(-(-frames // _BATCH_FRAMES), self._beam_of(request))
+        return LockstepKey.of(frames, self._beam_of(request))
 
     def _beam_of(self, request: Request) -> int:
         return self._beam if request.kind.is_searched else 1
@@ -221,14 +202,7 @@ class WhisperRecognizer:
         for piece in split_quietly(request.segment.pcm, self._max_samples):
             (found, timings) = self._run([piece], [request])[0]
             decoded.append(found)
-            spent = Timings(
-                features_ms=spent.features_ms + timings.features_ms,
-                prefill_ms=spent.prefill_ms + timings.prefill_ms,
-                decode_ms=spent.decode_ms + timings.decode_ms,
-                steps=spent.steps + timings.steps,
-                to_device_bytes=spent.to_device_bytes + timings.to_device_bytes,
-                from_device_bytes=spent.from_device_bytes + timings.from_device_bytes,
-            )
+            spent += timings
         return self._transcript(request, decoded, spent)
 
     def _run(
