@@ -119,7 +119,7 @@ def _run(
     say something: `voiced config show` prints the effective ones.
     """
     from voiced.daemon.commands.run import run
-    from voiced.daemon.config import parse_assignment
+    from voiced.daemon.config import flags_of
 
     named: dict[str, tuple[str, Any]] = {
         "engine.model": ("--model", model),
@@ -133,9 +133,7 @@ def _run(
         "logging.level": ("--log-level", log_level),
     }
     flags = {name: flag for name, flag in named.items() if flag[1] is not None}
-    for assignment in assignments or ():
-        name, value = parse_assignment(assignment)
-        flags[name] = ("--set", value)
+    flags |= flags_of(assignments or (), "--set")
     raise typer.Exit(run(config_file=config, flags=flags, pull=pull, address_file=address_file))
 
 

@@ -39,7 +39,7 @@ def add_commands(app: typer.Typer) -> None:
         from voiced.daemon.commands.stream import stream
         from voiced.daemon.config import load
 
-        token = None if token_file is None else read_token(token_file)
+        token = read_token(token_file)
         url = url or stream_url(load().settings.server)
         raise typer.Exit(
             stream(

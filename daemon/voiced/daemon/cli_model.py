@@ -141,7 +141,7 @@ def _model_switch(
     from voiced.daemon.commands.talk import Target
     from voiced.daemon.config import load
 
-    token = None if token_file is None else read_token(token_file)
+    token = read_token(token_file)
     target = Target(url or admin_url(load().settings.server), token, authority)
     raise typer.Exit(model_switch(name, target))
 

@@ -38,6 +38,6 @@ def add_status(app: typer.Typer) -> None:
         from voiced.daemon.commands.status import status
         from voiced.daemon.config import load
 
-        token = None if token_file is None else read_token(token_file)
+        token = read_token(token_file)
         url = url or status_url(load().settings.server)
         raise typer.Exit(status(url, once=once, as_json=as_json, token=token, authority=authority))

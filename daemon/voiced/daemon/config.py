@@ -223,6 +223,15 @@ def parse_assignment(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+def flags_of(assignments: Iterable[str], flag: str) -> dict[str, tuple[str, str]]:
+    """Read what `flag` gave as `section.key=value`, for `load`; the last of a name counts.
+
+    Raises:
+        ConfigError: One has another form.
+    """
+    return {name: (flag, value) for name, value in map(parse_assignment, assignments)}
+
+
 # ---- sources ---------------------------------------------------------------------------------
 
 

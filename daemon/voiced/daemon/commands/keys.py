@@ -127,12 +127,14 @@ def _end(expires_s: int | None) -> str:
     return f"expires {datetime.fromtimestamp(expires_s, UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def read_token(path: Path) -> str:
-    """Read a client's own token from a file that only it may read.
+def read_token(path: Path | None) -> str | None:
+    """Read a client's own token from a file that only it may read; no file is no token.
 
     Raises:
         FileRefused: Unreadable, or others may read it.
     """
+    if path is None:
+        return None
     data = read_guarded(path, max_bytes=1_024, is_secret=True)
     try:
         return data.decode("ascii").strip()

@@ -27,7 +27,7 @@ from voiced.bench.report import Report, progress, publish
 from voiced.daemon.commands.bench import _folder, _say
 from voiced.daemon.commands.child import ChildFailed, child_daemon, child_failures
 from voiced.daemon.commands.engines import engine_config
-from voiced.daemon.config import KEYS, show, value_of
+from voiced.daemon.config import KEYS, flags_of, show, value_of
 from voiced.daemon.config import load as load_config
 from voiced.daemon.settings import VadSettings
 from voiced.engine.types import FAKE_MODEL
@@ -59,12 +59,7 @@ class Served:
 
     def settings(self) -> Mapping[str, Any]:
         """Settings of the own daemon that are not the default."""
-        from voiced.daemon.config import parse_assignment
-
-        flags: dict[str, tuple[str, Any]] = {}
-        for text in self.assignments:
-            name, value = parse_assignment(text)
-            flags[name] = ("--with", value)
+        flags = flags_of(self.assignments, "--with")
         environment: Mapping[str, str] = {}
         if self.config is None:
             environment = {"VOICED_CONFIG": "/dev/null"}
@@ -99,8 +94,7 @@ class Served:
         from voiced.daemon.commands.keys import read_token
         from voiced.daemon.commands.talk import Target as Way
 
-        token = None if self.token_file is None else read_token(self.token_file)
-        return Way(url, token, self.authority).options()
+        return Way(url, read_token(self.token_file), self.authority).options()
 
     @contextlib.contextmanager
     def target(self, extra: Mapping[str, Any] | None = None) -> Iterator[Target]:

@@ -22,8 +22,8 @@ from voiced.bench.replay import Replay
 from voiced.bench.report import Report, progress, publish
 from voiced.bench.systems import read_clip, to_float
 from voiced.daemon.commands.engines import engine_config
+from voiced.daemon.config import flags_of
 from voiced.daemon.config import load as load_config
-from voiced.daemon.config import parse_assignment
 from voiced.daemon.part_settings import front_defaults, session_settings
 from voiced.daemon.settings import Settings
 from voiced.engine import store
@@ -174,8 +174,5 @@ def vad(
 
 def _settings(assignments: Sequence[str]) -> Settings:
     """The defaults with `section.key=value` on top; files and the environment do not count."""
-    flags: dict[str, tuple[str, Any]] = {}
-    for text in assignments:
-        name, value = parse_assignment(text)
-        flags[name] = ("--with", value)
+    flags = flags_of(assignments, "--with")
     return load_config(environment={"VOICED_CONFIG": "/dev/null"}, flags=flags).settings
