@@ -21,9 +21,10 @@ from zmq.utils import z85
 from voiced.daemon import curve
 from voiced.daemon.bus import Bus
 from voiced.daemon.curve import AllowList, CurveServer, KeyFileError, KeyPair, _Peer, serve_curve
+from voiced.daemon.guarded import FileRefused
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.replay import ReplayServer
-from voiced.daemon.watched import FileRefused, Watched
+from voiced.daemon.watched import Watched
 from voiced.daemon.wire import Intent, Refused, Replay, decode_answer, encode
 from voiced.plugins.curve import CurveKeys
 

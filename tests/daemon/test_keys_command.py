@@ -10,8 +10,8 @@ import pytest
 from voiced.daemon import curve, tokens
 from voiced.daemon.commands import keys
 from voiced.daemon.config import ConfigError
+from voiced.daemon.guarded import FileRefused
 from voiced.daemon.security_settings import CurveSettings
-from voiced.daemon.watched import FileRefused
 
 
 def test_a_token_is_printed_once_and_listed_without_it(

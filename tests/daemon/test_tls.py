@@ -11,8 +11,8 @@ import pytest
 import trustme
 from tests.daemon.server_rig import START, WORD, Rig, kinds, rest, send, serve, started
 
+from voiced.daemon.guarded import FileRefused
 from voiced.daemon.tls import ServerTls
-from voiced.daemon.watched import FileRefused
 from voiced.daemon.wire import Stop
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voiced.daemon import tokens
+from voiced.daemon.guarded import FileRefused
 from voiced.daemon.tokens import TokenBook, TokenExpired, TokenFileError, TokenRefused
-from voiced.daemon.watched import FileRefused, Watched
+from voiced.daemon.watched import Watched
 
 
 def made(

@@ -28,9 +28,9 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from voiced.daemon.errors import DaemonError
+from voiced.daemon.guarded import FileRefused, read_guarded, write_whole
 from voiced.daemon.metrics import Metrics
-from voiced.daemon.tokens import write_whole
-from voiced.daemon.watched import FileRefused, Watched, read_guarded
+from voiced.daemon.watched import Watched
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from voiced.daemon.watched import FileRefused, Watched, read_guarded
+from voiced.daemon.guarded import FileRefused, read_guarded
+from voiced.daemon.watched import Watched
 
 _MAX_FILE_BYTES = 1 << 20
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Annotated, Literal, get_args
 import msgspec
 
 from voiced.daemon.errors import DaemonError
-from voiced.daemon.watched import FileRefused, read_guarded
+from voiced.daemon.guarded import FileRefused, read_guarded, write_whole
 
 Scope = Literal["stream", "subscribe", "admin"]
 SCOPES: tuple[str, ...] = get_args(Scope)
@@ -151,29 +150,6 @@ def write(path: Path, book: TokenBook) -> None:
     """Put the file in place whole, for its owner alone; a group that it has keeps its access."""
     text = msgspec.json.format(msgspec.json.encode(_File(1, book.tokens)), indent=2)
     write_whole(path, text + b"\n", mode=0o600)
-
-
-def write_whole(path: Path, data: bytes, *, mode: int) -> None:
-    """Replace a file in one step, keeping its owner and mode where it is there already.
-
-    Raises:
-        OSError: It cannot be written; names the file.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        before = path.stat() if path.exists() else None
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode if before is None else before.st_mode & 0o777)
-            if before is not None and (before.st_uid, before.st_gid) != (os.getuid(), os.getgid()):
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def new(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from voiced.daemon.errors import DaemonError, os_reason
+from voiced.daemon.errors import DaemonError
 
 logger = logging.getLogger(__name__)
 
@@ -15,48 +15,6 @@ T = TypeVar("T")
 
 CHECK_INTERVAL_S = 2.0
 """How often the files are looked at."""
-
-
-class FileRefused(DaemonError):
-    """A file that the daemon was told to use cannot be used."""
-
-    code = "config"
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
-def read_guarded(path: Path, *, max_bytes: int, is_secret: bool) -> bytes:
-    """Read a small file that decides who may connect.
-
-    Args:
-        path: Which.
-        max_bytes: A longer one is not read.
-        is_secret: Others may not even read it.
-
-    Raises:
-        FileRefused: It cannot be read, is too long, or others may write (or read) it.
-    """
-    try:
-        with path.open("rb") as file:
-            mode = path.stat().st_mode & 0o777
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise FileRefused(path, f"cannot be read: {os_reason(error)}") from error
-    if mode & (0o027 if is_secret else 0o022):
-        allowed = "640" if is_secret else "644"
-        raise FileRefused(
-            path,
-            f"has mode {mode:o}, expected at most {allowed}: others could "
-            f"{'read' if is_secret else 'change'} it; run `chmod {allowed} {path}`",
-        )
-    if len(data) > max_bytes:
-        raise FileRefused(path, f"is longer than {max_bytes} bytes")
-    return data
 
 
 class Watched(Generic[T]):

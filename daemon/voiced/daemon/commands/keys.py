@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from voiced.daemon import curve, tokens
 from voiced.daemon.config import ConfigError, Problem, load
-from voiced.daemon.watched import FileRefused, read_guarded
+from voiced.daemon.guarded import FileRefused, read_guarded
 
 if TYPE_CHECKING:
     from voiced.daemon.security_settings import CurveSettings
