@@ -10,8 +10,9 @@ from voiced.audio.features.whisper import FLOOR, PEAK, frames_touched, log_mel, 
 from voiced.engine.build.graph import Precision, quantise_columns
 from voiced.engine.build.whisper_bundle import byte_alphabet, read_tokens
 from voiced.engine.decode import Hypothesis
-from voiced.engine.errors import FetchError
+from voiced.engine.errors import BundleError, FetchError
 from voiced.engine.families.whisper import (
+    ResidentInfo,
     Vocabulary,
     choose_language,
     clean_text,
@@ -127,3 +128,20 @@ def test_pieces_are_joined_as_their_scripts_ask() -> None:
     assert join_pieces([("你好", "zh"), ("", "en"), ("world", "en")]) == "你好 world"
     assert join_pieces([("a", "en"), ("b", "en")]) == "a b"
     assert join_pieces([]) == ""
+
+
+def test_a_beam_wider_than_the_rows_of_the_graph_is_refused_and_says_what_to_set(
+    tmp_path: Path,
+) -> None:
+    resident = ResidentInfo(rows=5, dtype="float16", places="places.bin", spans=())
+    resident.refuse_wider(5, tmp_path)
+    with pytest.raises(BundleError, match=r"a decoder of 5 rows.*engine.beam to 5 or less"):
+        resident.refuse_wider(6, tmp_path)
+
+
+def test_position_encodings_are_rows_of_the_models_width(tmp_path: Path) -> None:
+    np.arange(12, dtype=np.float32).tofile(tmp_path / "places.bin")
+    resident = ResidentInfo(rows=5, dtype="float32", places="places.bin", spans=())
+    places = resident.read_places(tmp_path, 4)
+    assert places.shape == (3, 4)
+    assert places[1].tolist() == [4, 5, 6, 7]

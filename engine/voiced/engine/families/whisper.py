@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from voiced.audio.features.whisper import HOP
 from voiced.audio.frames import RATE_HZ
+from voiced.engine.buffers import Float
 from voiced.engine.decode import Hypothesis
+from voiced.engine.errors import BundleError
 
 TOKENS_PER_SECOND = 8
 """Honest text of dev speech has at most 5.0 tokens a second; beyond this it is a loop."""
@@ -45,6 +48,24 @@ class ResidentInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """File: the encoder's position encodings, float32[positions, d]."""
     spans: tuple[ResidentSpan, ...]
     """Ascending. A gear's tail fills the first span that leaves it its length."""
+
+    def refuse_wider(self, beam: int, root: Path) -> None:
+        """Hold a beam against the rows of the graph in the bundle at `root`.
+
+        Raises:
+            BundleError: It has fewer.
+        """
+        if beam > self.rows:
+            raise BundleError(
+                root,
+                found=f"a decoder of {self.rows} rows",
+                expected=f"at least {beam} for engine.beam = {beam}",
+                next_step=f"set engine.beam to {self.rows} or less",
+            )
+
+    def read_places(self, root: Path, width: int) -> Float:
+        """Read the position encodings, float32[positions, width]."""
+        return np.fromfile(root / self.places, np.float32).reshape(-1, width)
 
 
 class WhisperModelInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

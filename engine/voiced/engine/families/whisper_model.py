@@ -147,14 +147,8 @@ class WhisperModel:
                 max_batch=max_batch,
                 max_beam=max_beam,
             )
-        if max_beam > resident.rows:
-            raise BundleError(
-                root,
-                found=f"a decoder of {resident.rows} rows",
-                expected=f"at least {max_beam} for engine.beam = {max_beam}",
-                next_step=f"set engine.beam to {resident.rows} or less",
-            )
-        places = np.fromfile(root / resident.places, np.float32).reshape(-1, info.d_model)
+        resident.refuse_wider(max_beam, root)
+        places = resident.read_places(root, info.d_model)
         return ResidentGraphs(
             self._graphs,
             [Gear(g.frames, g.batch) for g in manifest.gears],
