@@ -152,13 +152,13 @@ def test_two_joined_in_one_segment_are_both_found_in_its_text() -> None:
 def test_missing_and_wrong_texts_are_lost_unless_the_model_cannot_do_it_at_all() -> None:
     talk = Talk(("lamp", 1.0), judge=judge())
     (nothing,) = talk.hearing.close()
-    assert (nothing.fate, nothing.final_ms, nothing.on_screen_ms) == (Fate.LOST, None, None)
+    assert (nothing.fate, nothing.final_ms, nothing.on_screen_ms) == (Fate.MISHEARD, None, None)
 
     talk = Talk(("lamp", 1.0), judge=judge())
     talk.started(1.5, 1, 0.8)
     talk.final(3.5, 1, "thank you", (0.8, 3.2))
     (wrong,) = talk.hearing.close()
-    assert (wrong.fate, wrong.on_screen_ms) == (Fate.LOST, None)
+    assert (wrong.fate, wrong.on_screen_ms) == (Fate.MISHEARD, None)
 
     talk = Talk(("lamp", 1.0), judge=judge(lamp="thank you very much"))
     talk.started(1.5, 1, 0.8)

@@ -112,7 +112,7 @@ def test_a_peer_is_paced_timed_and_judged_as_the_daemon_is() -> None:
 
 def test_what_a_deaf_peer_does_not_write_is_lost() -> None:
     result = asyncio.run(run(EchoPeer(is_deaf=True)).run(0, lambda: []))
-    assert result.lost == result.utterances >= 2
+    assert result.misheard == result.utterances >= 2
     assert result.final_ms.count == 0
 
 

@@ -143,8 +143,8 @@ def test_streams_that_are_refused_failed_or_lied_to_are_not_served(
 def test_streams_that_lose_words_or_wait_too_long_are_not_served() -> None:
     tally = good(97)
     for _ in range(3):
-        tally.add(outcome(fate=Fate.LOST, text=""))
-    assert result(tally).serves(1000) == "3 of 100 utterances lost"
+        tally.add(outcome(fate=Fate.MISHEARD, text=""))
+    assert result(tally).serves(1000) == "3 of 100 utterances misheard"
     late = good(98)
     for _ in range(2):
         late.add(outcome(final_ms=5_600.0))
@@ -165,9 +165,9 @@ def test_a_soak_that_grows_or_leaves_a_segment_open_is_at_fault() -> None:
 def test_the_client_keeps_few_utterances_whole_however_long_it_runs() -> None:
     tally, pace = Tally(), Pace()
     for number in range(3 * MOST_KEPT):
-        tally.add(outcome(fate=Fate.LOST, spoken_s=float(number)))
+        tally.add(outcome(fate=Fate.MISHEARD, spoken_s=float(number)))
     assert (len(tally.kept), len(tally.bad)) == (MOST_KEPT, MOST_BAD)
-    assert tally.column("final_ms") == [None] * 3 * MOST_KEPT  # lost ones are not timed
+    assert tally.column("final_ms") == [None] * 3 * MOST_KEPT  # misheard ones are not timed
     pace.woke(1.0)
     pace.sent(7.0)
     assert (len(pace.late_ms), pace.behind_ms) == (1, 7.0)
@@ -224,7 +224,7 @@ def test_live_streams_through_a_real_daemon_are_heard_timed_and_accounted_for() 
     assert run.books.finals == run.books.announced >= run.utterances
     assert run.books.compared is not None
     assert run.books.compared >= 3 * run.books.finals
-    assert (run.refused, run.lost, run.books.bus_lost) == (0, 0, 0)
+    assert (run.refused, run.misheard, run.books.bus_lost) == (0, 0, 0)
     assert set(run.cpu_by_process) == {"daemon", "worker"}
     assert run.peak_rss_mb > 10
     assert run.late_ms.count > 100

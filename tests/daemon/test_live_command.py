@@ -79,7 +79,7 @@ class Runs:
         self.plans.append(plan)
         tally = Tally()
         for number in range(100):
-            fate = Fate.LOST if number < self.lost else Fate.RIGHT
+            fate = Fate.MISHEARD if number < self.lost else Fate.RIGHT
             tally.add(
                 Outcome(
                     stream=0,
@@ -136,7 +136,7 @@ def test_a_soak_ends_with_its_verdict(
     assert live.soak(served=Served(), streams=3, minutes=2) == status
     assert [(plan.streams, plan.seconds) for plan in runs.plans] == [(3, 120)]
     shown = capsys.readouterr().out
-    assert ("3 of 100 utterances lost" if lost else "nothing lost, doubled or growing") in shown
+    assert ("3 of 100 utterances misheard" if lost else "nothing lost, doubled or growing") in shown
 
 
 def test_what_was_measured_is_kept_when_the_daemon_does_not_end_well(

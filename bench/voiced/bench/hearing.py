@@ -27,7 +27,7 @@ class Fate(StrEnum):
 
     RIGHT = "right"
     """A final with at most half of it wrong."""
-    LOST = "lost"
+    MISHEARD = "misheard"
     """The same weights get it right offline; here its text is missing or mostly wrong."""
     HARD = "hard"
     """The same weights do not get it right offline either: timed, not judged."""
@@ -105,7 +105,7 @@ class Judge:
             return Fate.UNJUDGED
         if not expected[1]:
             return Fate.HARD
-        return Fate.RIGHT if self.is_right(spoken, text, is_shared=is_shared) else Fate.LOST
+        return Fate.RIGHT if self.is_right(spoken, text, is_shared=is_shared) else Fate.MISHEARD
 
     def _look_up(self, spoken: Spoken) -> tuple[list[str], bool] | None:
         offline = self._offline.get(spoken.clip)

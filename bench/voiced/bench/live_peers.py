@@ -206,7 +206,7 @@ def comparison(runs: Sequence[tuple[str, LoadResult]], waits: dict[str, str]) ->
             *(number(v) for v in (r.final_ms.p50, r.final_ms.p95, r.final_ms.most)),
             *(number(v) for v in (r.on_screen_ms.p50, r.on_screen_ms.p95)),
             *(number(v) for v in (r.first_partial_ms.p50, r.first_partial_ms.p95)),
-            f"{r.lost}" + (f" +{r.refused} refused" if r.refused else ""),
+            f"{r.misheard}" + (f" +{r.refused} refused" if r.refused else ""),
             f"{r.cpu_cores:.2f}",
             f"{r.peak_rss_mb:.0f}",
             f"{number(r.drifts[0].first)} → {number(r.drifts[0].last)}",
@@ -218,14 +218,22 @@ def comparison(runs: Sequence[tuple[str, LoadResult]], waits: dict[str, str]) ->
         "live, ms from the true end of speech",
         (
             *("system", "streams", "said", "final p50", "p95", "max", "on screen p50", "p95"),
-            *("first p50", "p95", "lost", "cores", "MB", "p50 first → last third", "client p99"),
+            *(
+                "first p50",
+                "p95",
+                "misheard",
+                "cores",
+                "MB",
+                "p50 first → last third",
+                "client p99",
+            ),
         ),
         rows,
         (
             "final: can be acted on; on screen: as good as the final, shown at all; first: from "
             "the start of speech; the silence wait is in all of them",
             *(f"{name} ends an utterance by: {wait}" for name, wait in waits.items()),
-            "lost: the weights of our bundle get it right offline, here it is missing or more "
-            "than half wrong; lost ones are not timed",
+            "misheard: the weights of our bundle get it right offline, here it is missing or more "
+            "than half wrong; these are not timed",
         ),
     )

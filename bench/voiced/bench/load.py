@@ -169,8 +169,9 @@ class LoadRun:
     async def _tick(self, begin_s: float, advance: Callable[[str], None]) -> None:
         for second in range(1, math.ceil(self._plan.seconds) + 1):
             await asyncio.sleep(max(begin_s + second - time.monotonic(), 0))
-            bad = self.tally.fates[Fate.LOST] + self.tally.fates[Fate.FAILED]
-            advance(f"{self._plan.streams} streams, {self.tally.fates.total()} said, {bad} lost")
+            bad = self.tally.fates[Fate.MISHEARD] + self.tally.fates[Fate.FAILED]
+            said = self.tally.fates.total()
+            advance(f"{self._plan.streams} streams, {said} said, {bad} misheard or failed")
 
     # ---- one stream --------------------------------------------------------------------------
 

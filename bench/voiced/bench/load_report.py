@@ -24,8 +24,8 @@ MOST_KEPT = 2_000
 """Utterances kept whole for the JSON file; of all others only the figures stay."""
 MOST_BAD = 50
 """Lost and failed utterances that are always kept whole, the first ones."""
-LOST_ALLOWED = 0.02
-"""Part of the utterances that may be lost where streams count as served: where a clip is cut
+MISHEARD_ALLOWED = 0.02
+"""Part of the utterances that may be misheard where streams count as served: where a clip is cut
 decides about single words of it, with load or without. One is always allowed."""
 _LATE_VALUES = 200_000
 """Newest block delays kept; the client's memory must not grow."""
@@ -57,11 +57,11 @@ class Tally:
         """Take one outcome."""
         self.fates[outcome.fate] += 1
         self.cut += outcome.segments > 1
-        if outcome.fate in (Fate.LOST, Fate.FAILED) and len(self.bad) < MOST_BAD:
+        if outcome.fate in (Fate.MISHEARD, Fate.FAILED) and len(self.bad) < MOST_BAD:
             self.bad.append(outcome)
         if len(self.kept) < MOST_KEPT:
             self.kept.append(outcome)
-        is_timed = outcome.fate not in (Fate.LOST, Fate.FAILED)
+        is_timed = outcome.fate not in (Fate.MISHEARD, Fate.FAILED)
         for name, column in self._columns.items():
             value = getattr(outcome, name)
             column.append(math.nan if value is None or not is_timed else value)
@@ -168,9 +168,9 @@ class LoadResult:
     """Why that daemon did not end as it should."""
 
     @property
-    def lost(self) -> int:
+    def misheard(self) -> int:
         """Utterances that the same weights get right and that came out wrong or not at all."""
-        return self.fates.get(Fate.LOST, 0)
+        return self.fates.get(Fate.MISHEARD, 0)
 
     @property
     def refused(self) -> int:
@@ -185,8 +185,8 @@ class LoadResult:
             return f"{self.books.failed.total()} segments failed"
         if self.books.violations.count:
             return f"{self.books.violations.count} promises broken"
-        if self.lost > max(1, LOST_ALLOWED * self.utterances):
-            return f"{self.lost} of {self.utterances} utterances lost"
+        if self.misheard > max(1, MISHEARD_ALLOWED * self.utterances):
+            return f"{self.misheard} of {self.utterances} utterances misheard"
         if not self.beyond_ms.count:
             return "no final"
         if not self.beyond_ms.p99 <= target_ms:
@@ -298,8 +298,8 @@ def _delays(results: Sequence[LoadResult]) -> Table:
         ),
         rows,
         (
-            f"beyond: true end of speech + {hang_over:.0f} ms of hang-over → final; lost "
-            "utterances are not in it",
+            f"beyond: true end of speech + {hang_over:.0f} ms of hang-over → final; "
+            "misheard utterances are not in it",
             "ended→final: from the server's speech_ended; wait: true end of speech → speech_ended",
             "p99 of fewer than 100 utterances is the largest one or two",
         ),
@@ -350,7 +350,7 @@ def _kept(results: Sequence[LoadResult]) -> Table:
             str(r.books.finals),
             _codes(r.books.failed),
             _codes(r.books.refused + r.books.ended_early),
-            str(r.lost),
+            str(r.misheard),
             str(r.fates.get(Fate.HARD, 0)),
             str(r.cut),
             str(r.books.violations.count),
@@ -363,8 +363,8 @@ def _kept(results: Sequence[LoadResult]) -> Table:
         for r in results
     )
     notes = [
-        "segments announced, and finals: each must have one; lost: right offline, here missing or "
-        "more than half wrong; hard: wrong offline too; cut: more than one segment",
+        "segments announced, and finals: each must have one; misheard: right offline, here missing "
+        "or more than half wrong; hard: wrong offline too; cut: more than one segment",
         "broken: promises of the protocol; alike: messages equal on bus and WebSocket",
         "client: how late it woke for a block, and the most that a block was sent late, ms",
     ]
@@ -374,7 +374,7 @@ def _kept(results: Sequence[LoadResult]) -> Table:
     return Table(
         "ledger",
         (
-            *("streams", "segments", "finals", "failed", "refused", "lost", "hard", "cut"),
+            *("streams", "segments", "finals", "failed", "refused", "misheard", "hard", "cut"),
             *("broken", "alike", "bus lost", "client p50", "p99", "most late"),
         ),
         rows,
@@ -435,7 +435,7 @@ def _bad(bad: Sequence[tuple[LoadResult, Outcome]]) -> Table:
         (f"{o.clip}", _streams(r), str(o.stream), f"{o.spoken_s:.1f}", o.fate.value, o.text[:60])
         for r, o in bad
     )
-    return Table("lost and failed", ("clip", "streams", "stream", "at s", "fate", "text"), rows)
+    return Table("misheard and failed", ("clip", "streams", "stream", "at s", "fate", "text"), rows)
 
 
 def _streams(result: LoadResult) -> str:
@@ -471,8 +471,8 @@ def soak_faults(result: LoadResult) -> list[str]:
     faults = [f"{count} {what}" for count, what in counts if count]
     if result.bad_end is not None:
         faults.append(result.bad_end.partition("\n")[0])
-    if result.lost > max(1, LOST_ALLOWED * result.utterances):
-        faults.append(f"{result.lost} of {result.utterances} utterances lost")
+    if result.misheard > max(1, MISHEARD_ALLOWED * result.utterances):
+        faults.append(f"{result.misheard} of {result.utterances} utterances misheard")
     faults += [
         f"{drift.what} not flat: {drift.first:.0f} to {drift.last:.0f} "
         f"({100 * drift.change:+.1f} %)"

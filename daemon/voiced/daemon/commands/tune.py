@@ -341,7 +341,8 @@ def _heading(
     if proof is not None:
         lines.append(
             f"At {proof.streams} streams: {proof.cpu_cores:.2f} cores, "
-            f"{proof.peak_rss_mb:.0f} MB, {proof.lost} of {proof.utterances} utterances lost."
+            f"{proof.peak_rss_mb:.0f} MB, "
+            f"{proof.misheard} of {proof.utterances} utterances misheard."
         )
     if found.gears is not None:
         lines.append(
