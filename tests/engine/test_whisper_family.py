@@ -12,14 +12,20 @@ from voiced.engine.build.whisper_bundle import byte_alphabet, read_tokens
 from voiced.engine.decode import Hypothesis
 from voiced.engine.errors import BundleError, FetchError
 from voiced.engine.families.whisper import (
+    SHORT_GEAR,
+    SHORT_S,
+    SHORT_TAIL,
     ResidentInfo,
     Vocabulary,
+    WhisperModelInfo,
     choose_language,
     clean_text,
     frames_needed,
     is_no_speech,
     join_pieces,
+    least_gear,
     max_tokens,
+    tail_length,
 )
 
 
@@ -90,6 +96,15 @@ def test_only_configured_languages_are_chosen() -> None:
     chosen = choose_language([0.0, 5.0, 9.0], ["en", "zh", "ja"], ["en", "zh"])
     assert chosen.code == "zh"
     assert chosen.probability == pytest.approx(1 / (1 + np.exp(-5)))
+
+
+def test_a_word_alone_has_a_gear_and_a_shorter_silence_of_its_own() -> None:
+    model = WhisperModelInfo(80, 512, 8, 6, 6, 1500, 448)
+    assert least_gear(int(SHORT_S * 16_000)) <= SHORT_GEAR < least_gear(int(SHORT_S * 16_000) + 1)
+    assert least_gear(16_000 * 3) == 300
+    assert tail_length(SHORT_GEAR, 1500, model) == SHORT_TAIL
+    assert tail_length(SHORT_GEAR, 100, model) == 100
+    assert tail_length(150, 1500, model) == 1500 - 75
 
 
 def test_limits_grow_with_the_audio() -> None:

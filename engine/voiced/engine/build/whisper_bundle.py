@@ -28,6 +28,7 @@ from voiced.engine.build.whisper_step import step_graph
 from voiced.engine.bundle import GearShape, Golden, Manifest
 from voiced.engine.errors import FetchError
 from voiced.engine.families.whisper import (
+    SHORT_GEAR,
     ResidentInfo,
     ResidentSpan,
     WhisperModelInfo,
@@ -36,6 +37,7 @@ from voiced.engine.families.whisper import (
 from voiced.engine.golden import GOLDEN_INPUT, GOLDEN_OUTPUT, answer
 
 GEARS_S = (
+    SHORT_GEAR / 100,
     *(quarter / 4 for quarter in range(6, 24)),
     *(half / 2 for half in range(12, 20)),
     *range(10, 17),

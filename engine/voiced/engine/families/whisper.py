@@ -143,9 +143,23 @@ def frames_needed(samples: int) -> int:
     return -(-samples // HOP)
 
 
+SHORT_S, SHORT_GEAR, SHORT_TAIL = 0.75, 140, 400
+"""Sound of at most so many seconds, a word alone, has a gear of its own (frames), behind which at
+most so many frames of silence stand: in the silence of a whole window Whisper makes phrases of such
+a word, as it does when padded to 30 s (docs/decisions/0015-sampled-tail.md)."""
+
+
+def least_gear(samples: int) -> int:
+    """Feature frames of the shortest gear that may be taken for so many samples."""
+    frames = frames_needed(samples)
+    return frames if samples <= SHORT_S * RATE_HZ else max(frames, SHORT_GEAR + 1)
+
+
 def tail_length(frames: int, wanted: int, model: WhisperModelInfo) -> int:
     """Encoder positions of silence behind a gear of `frames` feature frames."""
     used = frames // 2
+    if frames <= SHORT_GEAR:
+        wanted = min(wanted, SHORT_TAIL)
     if model.resident is None:
         return min(wanted, model.encoder_positions - used)
     spans = [span.positions for span in model.resident.spans]

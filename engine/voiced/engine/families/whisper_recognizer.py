@@ -22,6 +22,7 @@ from voiced.engine.families.whisper import (
     frames_needed,
     is_no_speech,
     join_pieces,
+    least_gear,
 )
 from voiced.engine.families.whisper_batch import WhisperBatch
 from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
@@ -144,7 +145,7 @@ class WhisperRecognizer:
         gears = self.model.gears
         if self._pad_30s:
             return gears.max_frames
-        return gears.pick(1, min(frames_needed(samples), gears.max_frames)).frames
+        return gears.pick(1, min(least_gear(samples), gears.max_frames)).frames
 
     def recognize(self, requests: Sequence[Request]) -> list[Transcript | EngineError]:
         """Answer each request, in order; in lockstep those of one call must have equal keys."""
