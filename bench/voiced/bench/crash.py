@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -46,6 +47,8 @@ _SETTLE_S = 300.0
 _WHILE_STARTING = 0.1
 """Share of kills that come whatever the daemon does; the rest comes while it serves."""
 _VICTIMS = ("daemon", "daemon", "worker", "plugin")
+_DEATH_S = 60.0
+"""Longest wait for a killed process to be gone."""
 
 
 class CrashRunFailed(BenchError):
@@ -108,7 +111,10 @@ class CrashResult:
     """What came of it."""
 
     verdict: Verdict
+    asked: int
+    """Kills of the plan; fewer came where the time was over before."""
     kills: dict[str, int]
+    """Processes that ended by them, each counted once."""
     duration_s: float
     starts: dict[str, int] = field(default_factory=dict)
 
@@ -157,6 +163,7 @@ class CrashRun:
             await asyncio.to_thread(self._daemon.stop, 20)
         return CrashResult(
             verdict=compare(self._ledger, self._journal(), self._lines()),
+            asked=self._plan.kills,
             kills=dict(self._kills),
             duration_s=time.monotonic() - began_s,
             starts={"daemon": self._daemon.starts, "plugin": self._plugin.starts},
@@ -196,30 +203,34 @@ class CrashRun:
             await asyncio.sleep(0.05)
 
     async def _kill_all(self, progress: Callable[[str], None]) -> None:
-        done, last, end_s = 0, 0, time.monotonic() + self._plan.longest_s
+        done, end_s = 0, time.monotonic() + self._plan.longest_s
         while done < self._plan.kills and time.monotonic() < end_s:
             if self._random.random() >= _WHILE_STARTING:
                 await self._until(self._is_ready, "the daemon to be ready")
             await asyncio.sleep(self._random.uniform(0, self._plan.longest_pause_s))
             victim = self._random.choice(_VICTIMS)
-            pid = self._pid_of(victim)
-            if pid is None or pid == last:  # a process that is dying is not killed again
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                last = pid
+            if await asyncio.to_thread(self._kill, victim):
                 self._kills[victim] += 1
                 done += 1
                 if done % 20 == 0 or done == self._plan.kills:
                     progress(f"{done} kills, {len(self._ledger.announced)} segments announced")
 
-    def _pid_of(self, victim: str) -> int | None:
-        child = self._plugin if victim == "plugin" else self._daemon
-        if child.process is None or child.process.poll() is not None:
-            return None
-        if victim != "worker":
-            return child.process.pid
-        return _worker_of(child.process.pid)
+    def _kill(self, victim: str) -> bool:
+        """Kill a process and see it gone; False when there is none, or it ended by itself.
+
+        Nothing else is killed before it is gone: none can be killed, or counted, twice.
+        """
+        process = (self._plugin if victim == "plugin" else self._daemon).process
+        if process is None or process.poll() is not None:
+            return False
+        if victim == "worker":
+            worker = _worker_of(process.pid)
+            return worker is not None and _kill_stranger(worker)
+        process.kill()
+        try:
+            return process.wait(_DEATH_S) == -signal.SIGKILL
+        except subprocess.TimeoutExpired:
+            raise CrashRunFailed(f"killed {victim} is not gone after {_DEATH_S:g} s") from None
 
     # ---- clients ---------------------------------------------------------------------------
 
@@ -309,9 +320,36 @@ def _worker_of(pid: int) -> int | None:
     with contextlib.suppress(OSError, ValueError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():
-                if b"voiced.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if _is_worker(int(child)):
                     return int(child)
     return None
+
+
+def _kill_stranger(pid: int) -> bool:
+    """Kill an engine worker, which is no child of ours, and see it gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        is_gone = select.poll()
+        is_gone.register(handle, select.POLLIN)
+        if is_gone.poll(0) or not _is_worker(pid):  # it is ending, or the number is another's now
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        if not is_gone.poll(1000 * _DEATH_S):
+            raise CrashRunFailed(f"killed worker is not gone after {_DEATH_S:g} s")
+        return True
+    finally:
+        os.close(handle)
+
+
+def _is_worker(pid: int) -> bool:
+    """Whether it runs the worker's module; a process that has ended runs nothing."""
+    try:
+        return b"voiced.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _words(seed: int) -> list[bytes]:

@@ -36,9 +36,11 @@ def report(result: CrashResult) -> str:
     """Write the account for people."""
     verdict = result.verdict
     killed = ", ".join(f"{count} of the {name}" for name, count in sorted(result.kills.items()))
+    done = sum(result.kills.values())
+    asked = "" if done == result.asked else f" of {result.asked}: the time was over"
     return "\n".join(
         [
-            f"{sum(result.kills.values())} kills ({killed}) in {result.duration_s:.0f} s",
+            f"{done} kills{asked} ({killed}) in {result.duration_s:.0f} s",
             f"segments announced {verdict.announced}, finals {verdict.finals} "
             f"(recovered {verdict.recovered}), failed {verdict.failed}",
             f"finals lost {len(verdict.lost)}, doubled {len(verdict.doubled)}, "
