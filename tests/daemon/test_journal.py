@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.daemon.kept import DAY_MS, NOW_MS, final, places
 
+from voiced.daemon.age_clock import Jump
 from voiced.daemon.errors import JournalBusy, JournalDamaged, JournalMissing, JournalUnusable
 from voiced.daemon.journal import Journal, Record
 from voiced.daemon.journal_file import FolderLock, default_folder, set_aside
@@ -130,18 +131,98 @@ def test_without_text_nothing_said_is_in_the_file(tmp_path: Path) -> None:
     assert [getattr(each, "withheld", None) for each in kept] == [True, False]
 
 
-def test_old_entries_go_and_the_reader_is_told(tmp_path: Path) -> None:
+def test_entries_go_when_the_journal_has_lived_that_long_since_and_the_reader_is_told(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "j.db"
     journal = open_journal(path)
+    journal.look(NOW_MS, 0)
+    journal.append([final(1, wall_ms=1_000), final(2, wall_ms=NOW_MS)])
+    journal.look(NOW_MS, 0)
+    for day in range(1, 30):
+        journal.look(NOW_MS + day * DAY_MS, DAY_MS)
+        assert journal.retain(max_bytes=1 << 30) == 0
+    journal.append([final(3, wall_ms=1_000), final(4, wall_ms=NOW_MS + 20 * 365 * DAY_MS)])
+    journal.close()
+    journal = open_journal(path, "e2")
+    journal.look(NOW_MS + 30 * DAY_MS, 0)
+    assert journal.retain(max_bytes=1 << 30) == 2
+    journal.close()
+    assert places(path) == [("e1", 3), ("e1", 4)]
+    with JournalReader(path) as reader:
+        assert not reader.read(after=("e1", 1)).is_complete
+        assert reader.read(after=("e1", 2)).is_complete
+    journal = open_journal(path, "e3")
+    for day in (45, 60, 61):
+        journal.look(NOW_MS + day * DAY_MS, 0)
+    assert journal.retain(max_bytes=1 << 30) == 2
+    journal.close()
+
+
+def test_a_clock_set_wrong_or_right_deletes_no_entry_for_its_date(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    factory_ms = NOW_MS - 5 * 365 * DAY_MS
+    journal.look(NOW_MS, 0)
+    journal.append([final(1, wall_ms=NOW_MS)])
+    journal.look(factory_ms, DAY_MS // 48)  # the battery was empty
+    journal.append([final(2, wall_ms=factory_ms)])
+    journal.look(NOW_MS + DAY_MS, DAY_MS // 48)  # a network was there
+    journal.append([final(3, wall_ms=NOW_MS + DAY_MS)])
+    assert journal.retain(max_bytes=1 << 30) == 0
+    assert journal.look(NOW_MS + 12 * 365 * DAY_MS, DAY_MS // 48) is Jump.FAR_AHEAD
+    assert journal.retain(max_bytes=1 << 30) == 0
+    assert journal.look(NOW_MS + 12 * 365 * DAY_MS, DAY_MS) is Jump.BELIEVED
+    assert journal.retain(max_bytes=1 << 30) == 0
+    journal.close()
+    assert places(path) == [("e1", 1), ("e1", 2), ("e1", 3)]
+
+
+def test_the_journal_goes_on_with_its_age_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    journal = open_journal(path)
+    journal.look(NOW_MS, 0)
+    journal.look(NOW_MS + DAY_MS, DAY_MS)
+    state = journal.age.state
+    journal.close()
+    journal = open_journal(path, "e2")
+    assert journal.age.state == state
+    journal._database.execute("UPDATE facts SET value = -7 WHERE key = 'lived_ms'")
+    journal.append([final(1, epoch="e2")])
+    journal._database.execute("INSERT INTO ages VALUES (2, 1, 9)")
+    journal.close()
+    journal = open_journal(path, "e3")  # what is damaged counts as nothing: kept longer, not less
+    assert journal.age.lived_ms == 0
+    assert journal._database.execute("SELECT count(*) FROM ages").fetchone() == (0,)
+    journal.close()
+
+
+def test_two_months_of_marks_of_age_are_a_small_table(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path / "j.db")
+    journal.look(NOW_MS, 0)
+    step_ms = DAY_MS // 12
+    for number in range(1, 60 * 12):
+        journal.append([final(number)])
+        journal.look(NOW_MS + number * step_ms, step_ms)
+        journal.retain(max_bytes=1 << 30)
+    (count,) = journal._database.execute("SELECT count(*) FROM ages").fetchone()
+    assert 150 < count <= 201
+    (entries,) = journal._database.execute("SELECT count(*) FROM entries").fetchone()
+    assert entries * step_ms == pytest.approx(30 * DAY_MS, rel=0.01)
+    journal.close()
+
+
+def test_a_purge_goes_by_dates_and_the_reader_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
     unset_clock = 1_000
-    journal.append([
+    written(
+        path,
         final(1, wall_ms=unset_clock),
         final(2, wall_ms=NOW_MS - 40 * DAY_MS),
         final(3, wall_ms=unset_clock),
         final(4, wall_ms=NOW_MS),
-    ])  # fmt: skip
-    assert journal.retain(before_ms=NOW_MS - 30 * DAY_MS, max_bytes=1 << 30) == 2
-    journal.close()
+    )
+    assert purge_file(path, before_ms=NOW_MS - 30 * DAY_MS) == 2
     assert places(path) == [("e1", 3), ("e1", 4)]
     with JournalReader(path) as reader:
         assert not reader.read(after=("e1", 1)).is_complete
@@ -153,7 +234,7 @@ def test_the_oldest_go_when_the_file_is_too_large(tmp_path: Path) -> None:
     path = tmp_path / "j.db"
     journal = open_journal(path)
     journal.append(final(seq, text="x" * 5_000) for seq in range(1, 101))
-    assert journal.retain(before_ms=0, max_bytes=500_000) >= 50
+    assert journal.retain(max_bytes=500_000) >= 50
     journal.close()
     assert places(path, limit=1_000)[-1] == ("e1", 100)
     assert path.stat().st_size < 800_000

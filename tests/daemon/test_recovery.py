@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -127,7 +127,6 @@ def test_an_engine_that_ends_leaves_the_segment_for_the_next_start(tmp_path: Pat
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (lambda path: os.utime(path, (time.time() - 4_000,) * 2), "spool_expired"),
         (lambda path: path.write_bytes(path.read_bytes()[:-2]), "spool_damaged"),
         (lambda path: [count_attempt(path) for _ in range(MAX_ATTEMPTS)], "spool_given_up"),
     ],
@@ -145,5 +144,32 @@ def test_what_cannot_be_answered_any_more_fails_with_the_reason(
         assert (failed.stream, failed.segment, failed.code, failed.recovered) == (
             "desk", 7, code, "old",
         )  # fmt: skip
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("heard_ms", "found_ms", "expected"),
+    [
+        (1_000, 3_601_001, "spool_expired"),
+        (1_000, 3_601_000, "3200 samples"),
+        (1_000, None, "3200 samples"),  # the journal was lost
+        (None, 9_000_000, "3200 samples"),  # it was not open then
+        (5_000_000, 1_000, "3200 samples"),  # another one began
+    ],
+)
+def test_age_is_what_the_journal_has_lived_whatever_files_are_dated(
+    tmp_path: Path, heard_ms: int | None, found_ms: int | None, expected: str
+) -> None:
+    async def run() -> None:
+        made = Made(tmp_path)
+        made.spool.put(replace(heard(7, origin="old", samples=3_200), lived_ms=heard_ms))
+        (left,) = made.spool.leftovers()
+        os.utime(left.path, (1, 1))  # a clock that was not set: 56 years ago
+        made.recovery.add([replace(left, lived_ms=found_ms)])
+        await made.run(lambda: bool(made.said))
+        (said,) = made.said
+        assert isinstance(said, Failed | Final)
+        assert (said.code if isinstance(said, Failed) else said.text) == expected
 
     asyncio.run(run())

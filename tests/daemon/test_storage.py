@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.daemon.kept import NOW_MS, final, heard, places
+from tests.daemon.kept import DAY_MS, NOW_MS, final, heard, places
 
 from voiced.audio.clock import FakeClock
-from voiced.daemon import disk_writer
+from voiced.daemon import disk_writer, spool
 from voiced.daemon.disk_writer import StorageOptions, StorageState
 from voiced.daemon.journal import Record
 from voiced.daemon.journal_file import FILE_NAME, FolderLock
@@ -27,10 +27,14 @@ DEADLINE_S = 20.0
 class Bench:
     """A storage thread whose reports are read here."""
 
-    def __init__(self, folder: Path, epoch: str = "e1", **options: object) -> None:
+    def __init__(
+        self, folder: Path, epoch: str = "e1", wall_ms: int = NOW_MS, **options: object
+    ) -> None:
         self.folder = folder
         self._reports: queue.SimpleQueue[tuple[str, object]] = queue.SimpleQueue()
         self.opened: list[tuple[int, list[tuple[str, int]]]] = []
+        self.ages: list[tuple[int | None, int | None]] = []
+        """Of each leftover: how long the journal had lived when it was found and when heard."""
         self._done: list[Task] = []
         self.storage = Storage(
             StorageOptions(folder, first_retry_s=0.01, survives_power_cut=False, **options),  # type: ignore[arg-type]
@@ -38,7 +42,7 @@ class Bench:
             on_stored=self._on_stored,
             on_open=self._on_open,
             call_soon=lambda act, *arguments: act(*arguments),
-            clock=FakeClock(wall_ms=NOW_MS),
+            clock=FakeClock(wall_ms=wall_ms),
         )
         self.storage.start()
         self.storage.wait_open()
@@ -49,6 +53,7 @@ class Bench:
 
     def _on_open(self, first_segment: int, leftovers: Sequence[Leftover]) -> None:
         self.opened.append((first_segment, [(each.origin, each.segment) for each in leftovers]))
+        self.ages += [(each.lived_ms, spool.read(each.path).lived_ms) for each in leftovers]
         self._reports.put(("opened", None))
 
     def do(self, *pieces: Heard | Record) -> None:
@@ -76,8 +81,10 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(folder: Path, epoch: str = "e1", **options: object) -> Iterator[Bench]:
-    made = Bench(folder, epoch, **options)
+def bench(
+    folder: Path, epoch: str = "e1", wall_ms: int = NOW_MS, **options: object
+) -> Iterator[Bench]:
+    made = Bench(folder, epoch, wall_ms, **options)
     try:
         yield made
     finally:
@@ -108,6 +115,29 @@ def test_the_next_run_is_told_what_was_not_answered(tmp_path: Path) -> None:
     with bench(tmp_path, "e3") as it:
         assert it.opened[0][1] == []
         assert it.places() == [("e1", 5), ("e2", 1)]
+
+
+def test_a_clock_years_ahead_at_a_start_deletes_nothing_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with bench(tmp_path) as it:
+        it.do(heard(1), heard(2), final(5, segment=1))
+    with bench(tmp_path, "e2", NOW_MS + 10 * DAY_MS) as it:  # parked: that is believed
+        assert it.ages == [(10 * DAY_MS, 0)]
+        assert "the clock is" not in caplog.text
+    for epoch, wall_ms in (("e3", NOW_MS + 4_000 * DAY_MS), ("e4", 9_000), ("e5", NOW_MS)):
+        with bench(tmp_path, epoch, wall_ms) as it:
+            it.do(final(1, epoch=epoch, wall_ms=wall_ms))
+            assert it.ages == [(10 * DAY_MS, 0)]
+        assert caplog.text.count("the clock is days=3990.0 further on than the journal") == 1
+    with bench(tmp_path, "e6", NOW_MS + 11 * DAY_MS) as it:
+        assert it.ages == [(11 * DAY_MS, 0)]
+        assert it.places() == [("e1", 5), ("e3", 1), ("e4", 1), ("e5", 1)]
+    with bench(tmp_path, "e7", NOW_MS + 26 * DAY_MS) as it:
+        pass
+    with bench(tmp_path, "e8", NOW_MS + 40 * DAY_MS) as it:
+        it.do(final(1, epoch="e8"))
+        assert it.places() == [("e4", 1), ("e5", 1), ("e8", 1)]  # what is 40 and 30 days old went
 
 
 def test_an_end_between_journal_and_spool_gives_no_second_answer(tmp_path: Path) -> None:

@@ -84,7 +84,8 @@ class Folder:
         try:
             journal.append([Record(final(seq)) for seq in (2, 4)])
             journal.has(EPOCH, 1)
-            journal.retain(before_ms=1_700_000_000_002, max_bytes=4_096)
+            journal.look(1_700_000_000_002, 86_400_000)
+            journal.retain(max_bytes=4_096)
         finally:
             journal.close()
         return f"{outcome} {len(entries)}"

@@ -14,6 +14,7 @@ from tests.system.running_daemon import (
     noise,
     receive,
     receive_until,
+    say,
     silence,
     stream,
 )
@@ -34,6 +35,34 @@ time.time_ns = jumped_ns
 time.time = lambda: jumped_ns() / 1e9
 """
 """Python imports it at its start; the monotonic clock stays, as the kernel's does."""
+
+
+def test_a_clock_years_ahead_at_a_start_costs_nothing_that_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(JUMPING)
+    jump = tmp_path / "jump"
+    wrong = "further on than the journal"
+    for number, jump_s in enumerate((0, 12 * 365 * DAY_S, 0)):
+        jump.write_text(str(jump_s))
+        daemon = launch(
+            tmp_path,
+            *(*FAKE, "--set", "journal.enabled=true", "--set", f"journal.folder={tmp_path}"),
+            *("--set", "bus.replay=tcp://127.0.0.1:*"),
+            name=f"daemon-{number}",
+            PYTHONPATH=str(tmp_path),
+            JUMP_FILE=str(jump),
+        )
+        try:
+            daemon.wait_ready()
+            assert len(finals(asyncio.run(say(daemon, noise(1.0) + silence(1.0))))) == 1
+            daemon.process.terminate()
+            assert daemon.wait_exit() == 0
+            assert daemon.log.count(wrong) == (1 if jump_s else 0)
+        finally:
+            daemon.kill()
+    with JournalReader(tmp_path / FILE_NAME) as reader:
+        times = [each.wall_ms for each in reader.read().entries]
+    assert len(times) == 3
+    assert times[1] - times[0] > YEARS_S * 200  # ms: it was dated twelve years ahead
 
 
 def test_a_clock_that_jumps_days_and_years_changes_no_result_and_no_order(tmp_path: Path) -> None:

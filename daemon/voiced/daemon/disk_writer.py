@@ -6,6 +6,7 @@ until they can.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from voiced.audio.clock import Clock
+from voiced.daemon.age_clock import Jump
 from voiced.daemon.errors import JournalDamaged, JournalError
 from voiced.daemon.journal import Journal, Record
 from voiced.daemon.journal_file import FILE_NAME, FolderLock, set_aside
@@ -30,6 +32,7 @@ journal."""
 _RETAIN_EVERY_S = 600.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 1.0, 30.0
 _WARN_EVERY_S = 60.0
+_DAY_MS, _HOUR_MS = 86_400_000, 3_600_000
 
 
 class StorageState(StrEnum):
@@ -105,6 +108,9 @@ class DiskWriter:
         self._is_damaged = False
         self._retry_at_s, self._retry_s = 0.0, options.first_retry_s
         self._retain_at_s = 0.0
+        self._lived_ms: int | None = None
+        """The journal's age at the last look at it; None: never open."""
+        self._looked_ns: int | None = None
         self._warned_s: dict[str, float] = {}
         self.status = StorageStatus(StorageState.OPENING)
 
@@ -173,6 +179,8 @@ class DiskWriter:
         if self._pending and self._journal is None:
             logger.error("results are not in the journal count=%d", len(self._pending))
         if self._journal is not None:
+            with contextlib.suppress(JournalDamaged, sqlite3.Error):  # some minutes of its age
+                self._look(self._journal)
             self._journal.close()
         if self._lock is not None:
             self._lock.close()
@@ -198,6 +206,7 @@ class DiskWriter:
                     max_bytes=options.spool_bytes,
                     survives_power_cut=options.survives_power_cut,
                 )
+            self._look(journal)
             leftovers, highest = self._leftovers(journal)
         except BaseException:
             journal.close()
@@ -212,6 +221,7 @@ class DiskWriter:
             started_ms=self._clock.wall_ms(),
             survives_power_cut=self._options.survives_power_cut,
             keep_text=self._options.keep_text,
+            keep_ms=self._options.keep_ms,
         )
 
     def _set_aside(self, path: Path, reason: str) -> None:
@@ -230,7 +240,7 @@ class DiskWriter:
                 assert self._spool is not None
                 self._spool.remove(each.origin, each.segment)
             else:
-                found.append(each)
+                found.append(replace(each, lived_ms=journal.age.lived_ms))
         return found, highest
 
     # ---- writing ---------------------------------------------------------------------------
@@ -241,7 +251,7 @@ class DiskWriter:
                 self.status = replace(self.status, not_spooled=self.status.not_spooled + 1)
             return
         try:
-            self._spool.put(heard)
+            self._spool.put(replace(heard, lived_ms=self._age_now_ms()))
         except (JournalError, OSError) as error:
             self.status = replace(self.status, not_spooled=self.status.not_spooled + 1)
             self._warn(
@@ -278,15 +288,40 @@ class DiskWriter:
         if self._journal is None or now_s < self._retain_at_s:
             return
         self._retain_at_s = now_s + _RETAIN_EVERY_S
-        before_ms = self._clock.wall_ms() - self._options.keep_ms
         try:
-            deleted = self._journal.retain(before_ms=before_ms, max_bytes=self._options.max_bytes)
+            self._look(self._journal)
+            deleted = self._journal.retain(max_bytes=self._options.max_bytes)
         except (JournalDamaged, sqlite3.Error) as error:
             self._is_damaged = isinstance(error, JournalDamaged)
             self.degrade(_reason(error))
             return
         if deleted:
             logger.info("old results deleted from the journal count=%d", deleted)
+
+    # ---- age -------------------------------------------------------------------------------
+
+    def _look(self, journal: Journal) -> None:
+        """Let the journal grow older, and say so where the clock does what clocks do not."""
+        wall_ms, now_ns = self._clock.wall_ms(), self._clock.monotonic_ns()
+        jump = journal.look(wall_ms, self._ran_ms(now_ns))
+        self._lived_ms, self._looked_ns = journal.age.lived_ms, now_ns
+        if jump is Jump.FAR_AHEAD:
+            logger.warning(
+                "the clock is days=%.1f further on than the journal: it was wrong, or is, or the "
+                "machine was off; nothing is deleted for its age before hours=%.1f of running",
+                journal.age.ahead_ms(wall_ms) / _DAY_MS,
+                journal.age.proof_ms / _HOUR_MS,
+            )
+        elif jump is Jump.BELIEVED:
+            logger.warning("the clock has stayed where it jumped to, and counts for age again")
+
+    def _age_now_ms(self) -> int | None:
+        if self._lived_ms is None:
+            return None
+        return self._lived_ms + self._ran_ms(self._clock.monotonic_ns())
+
+    def _ran_ms(self, now_ns: int) -> int:
+        return 0 if self._looked_ns is None else (now_ns - self._looked_ns) // 1_000_000
 
     def _note(self) -> None:
         spool = self._spool

@@ -10,11 +10,12 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import msgspec
 
+from voiced.daemon.age_clock import AgeClock, AgeState, Jump
 from voiced.daemon.journal_file import (
     MODE,
     SCHEMA,
@@ -24,7 +25,6 @@ from voiced.daemon.journal_file import (
     delete_until,
     fact,
     naming_damage,
-    purge,
     set_fact,
     transaction,
 )
@@ -32,6 +32,11 @@ from voiced.daemon.wire import Failed, Final, encode
 
 _SEGMENT_BLOCK = 100_000
 """Segment ids set aside at once, so that one write is enough for days."""
+_MARKS = 200
+"""Of age, while entries grow as old as they may: how finely age is known."""
+
+
+_AGE_FACTS = ("lived_ms", "lived_offset_ms", "lived_ahead_ms", "lived_behind_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Journal:
         started_ms: int,
         survives_power_cut: bool = True,
         keep_text: bool = True,
+        keep_ms: int = 30 * 86_400_000,
     ) -> None:
         """Open or make the file; a run of the daemon begins.
 
@@ -82,13 +88,14 @@ class Journal:
             survives_power_cut: Wait for the disk with every `append`; else only a crash of the
                 process loses nothing, and a power cut may cost the last seconds.
             keep_text: Store what was said, not only that something was.
+            keep_ms: The age at which entries go.
 
         Raises:
             JournalDamaged: It is no database, or a broken one.
             JournalUnusable: It has a newer schema.
             sqlite3.Error, OSError: The disk does not let us.
         """
-        self._path, self._keep_text = path, keep_text
+        self._path, self._keep_text, self._keep_ms = path, keep_text, keep_ms
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE))
         self._database = connect(path)
         try:
@@ -97,6 +104,8 @@ class Journal:
                 self._numbers: dict[str, int] = {}
                 self.first_segment = self._begin(epoch, started_ms)
                 """Segment ids from here on have never been used."""
+                self.age = self._age_clock()
+                """How long the journal has lived."""
         except BaseException:
             self.close()
             raise
@@ -151,21 +160,39 @@ class Journal:
             ).fetchone()
         return row is not None
 
-    def retain(self, *, before_ms: int, max_bytes: int) -> int:
-        """Delete what is older, and the oldest tenth as long as the file is too large.
+    def look(self, wall_ms: int, ran_ms: int) -> Jump:
+        """Let the journal grow older, and write down how old what is in it is now at least.
 
-        Age is that of the newest entry so old: what a clock that was not set yet has dated goes
-        with what was written after it. Returns the number of entries deleted.
+        Args:
+            wall_ms: What the machine's clock shows.
+            ran_ms: How long this run has lasted since the last look, whatever that clock did.
+
+        Raises:
+            JournalDamaged: The file is broken.
+            sqlite3.Error: The disk does not let us.
+        """
+        with naming_damage(self._path), self._transaction():
+            jump = self.age.look(wall_ms, ran_ms)
+            for key, value in zip(_AGE_FACTS, astuple(self.age.state), strict=True):
+                set_fact(self._database, key, value)
+            self._mark_age()
+        return jump
+
+    def retain(self, *, max_bytes: int) -> int:
+        """Delete what is too old, and the oldest tenth as long as the file is too large.
+
+        How an entry is dated does not matter: its age is what the journal has lived since. Returns
+        the number of entries deleted.
 
         Raises:
             JournalDamaged: The file is broken.
             sqlite3.Error: The disk does not let us.
         """
         with naming_damage(self._path):
-            return self._retain(before_ms, max_bytes)
+            return self._retain(max_bytes)
 
-    def _retain(self, before_ms: int, max_bytes: int) -> int:
-        deleted = purge(self._database, before_ms=before_ms)
+    def _retain(self, max_bytes: int) -> int:
+        deleted = self._delete_old()
         while self._live_bytes() > max_bytes:
             (count,) = self._database.execute("SELECT count(*) FROM entries").fetchone()
             if not count:
@@ -184,6 +211,40 @@ class Journal:
         """Give the file back. Idempotent."""
         with contextlib.suppress(sqlite3.Error):  # closing checkpoints; what is in the WAL stays
             self._database.close()
+
+    def _age_clock(self) -> AgeClock:
+        state = AgeState(*(fact(self._database, key) for key in _AGE_FACTS))
+        clock = AgeClock(self._keep_ms, state)
+        # Those of a damaged file: what they were for is as old as the next mark says.
+        self._database.execute("DELETE FROM ages WHERE lived_ms > ?", (clock.lived_ms,))
+        return clock
+
+    def _mark_age(self) -> None:
+        """Note that the newest entry was there now, unless that was done a moment ago."""
+        newest = self._database.execute(
+            "SELECT epoch, seq FROM entries ORDER BY epoch DESC, seq DESC LIMIT 1"
+        ).fetchone()
+        last = self._database.execute(
+            "SELECT epoch, seq, CAST(lived_ms AS INTEGER) FROM ages ORDER BY lived_ms DESC LIMIT 1"
+        ).fetchone()
+        if newest is None or (last is not None and newest == last[:2]):
+            return
+        if last is None or self.age.lived_ms - (last[2] or 0) >= self._keep_ms // _MARKS:
+            row = *newest, self.age.lived_ms
+            self._database.execute("INSERT INTO ages VALUES (?, ?, ?)", row)
+
+    def _delete_old(self) -> int:
+        oldest_ms = self.age.lived_ms - self._keep_ms
+        row = self._database.execute(
+            "SELECT CAST(epoch AS INTEGER), CAST(seq AS INTEGER) FROM ages WHERE lived_ms <= ?"
+            " ORDER BY lived_ms DESC LIMIT 1",
+            (oldest_ms,),
+        ).fetchone()
+        if row is None:
+            return 0
+        deleted = delete_until(self._database, *row)
+        self._database.execute("DELETE FROM ages WHERE lived_ms <= ?", (oldest_ms,))
+        return deleted
 
     def _prepare(self, synchronous: str) -> None:
         database = self._database

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from voiced.daemon.age_clock import FIRST_PLAUSIBLE_MS
 from voiced.daemon.errors import JournalBusy, JournalDamaged, JournalUnusable
 
 FILE_NAME = "journal.db"
@@ -23,8 +24,6 @@ _BUSY_S = 5.0
 """Wait for `voiced journal purge`, which may rewrite the file."""
 _CHECK_S = 1.0
 """Longest check of a file at its opening; a larger one is taken as good."""
-_FIRST_PLAUSIBLE_MS = 1_577_836_800_000
-"""2020: an earlier time is that of a clock that was not set yet, and says nothing of age."""
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS epochs (
@@ -45,6 +44,11 @@ CREATE TABLE IF NOT EXISTS entries (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS entries_wall_ms ON entries (wall_ms);
 CREATE TABLE IF NOT EXISTS holes (epoch INTEGER NOT NULL, seq INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS ages (
+    epoch INTEGER NOT NULL,
+    seq INTEGER NOT NULL,
+    lived_ms INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
 
@@ -87,7 +91,7 @@ class FolderLock:
 
 
 def purge(database: sqlite3.Connection, *, before_ms: int | None) -> int:
-    """Delete entries up to the last one older than `before_ms`, or all; return how many.
+    """Delete entries up to the last one dated before `before_ms`, or all; return how many.
 
     Raises:
         sqlite3.Error: The disk does not let us.
@@ -95,7 +99,7 @@ def purge(database: sqlite3.Connection, *, before_ms: int | None) -> int:
     sql, values = "SELECT epoch, seq FROM entries", []
     if before_ms is not None:
         sql += " WHERE wall_ms < ? AND wall_ms > ?"
-        values = [before_ms, _FIRST_PLAUSIBLE_MS]
+        values = [before_ms, FIRST_PLAUSIBLE_MS]
     row = database.execute(f"{sql} ORDER BY epoch DESC, seq DESC LIMIT 1", values).fetchone()
     return 0 if row is None else delete_until(database, *row)
 

@@ -26,7 +26,10 @@ class JournalSettings(Section):
         default=True, description="Whether the journal has the texts, or only that there were some."
     )
     keep_days: float = Field(
-        default=30.0, gt=0, le=36_500, description="Older entries are deleted."
+        default=30.0,
+        gt=0,
+        le=36_500,
+        description="Older entries are deleted; age is counted, not read off dates.",
     )
     max_mb: int = Field(
         default=256, ge=1, le=1_000_000, description="The oldest entries above this are deleted."
@@ -45,5 +48,8 @@ class JournalSettings(Section):
         default=64, ge=1, le=1_000_000, description="Audio above this is not kept."
     )
     spool_hours: float = Field(
-        default=24.0, gt=0, le=87_600, description="Older audio fails with `spool_expired`."
+        default=24.0,
+        gt=0,
+        le=87_600,
+        description="Older audio, counted in the same way, fails with `spool_expired`.",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 from voiced.audio.clock import Clock, SystemClock
@@ -40,7 +39,7 @@ class Recovery:
         metrics: Metrics,
         clock: Clock | None = None,
     ) -> None:
-        """`keep_s`: how old a segment may be by its file's time."""
+        """`keep_s`: how old a segment may be, counted by the journal's age and not by dates."""
         self._engine, self._publish, self._keep_s = engine, publish, keep_s
         self._metrics, self._clock = metrics, clock or SystemClock()
         self._waiting: asyncio.Queue[Leftover] = asyncio.Queue()
@@ -73,8 +72,6 @@ class Recovery:
         """The segment's last word; None: not in this run."""
         if leftover.attempts >= MAX_ATTEMPTS:
             return _failed(leftover, SpoolGivenUp(leftover.path, leftover.attempts))
-        if time.time() - leftover.mtime_s > self._keep_s:
-            return _failed(leftover, SpoolExpired(leftover.path, self._keep_s))
         with contextlib.suppress(OSError):  # a full disk: better tried too often than never
             count_attempt(leftover.path)
         try:
@@ -82,6 +79,10 @@ class Recovery:
         except SpoolDamaged as error:
             logger.error("spooled segment is lost: %s", error)
             return _failed(leftover, error)
+        if _age_ms(leftover, heard) > 1000 * self._keep_s:
+            return _failed(
+                leftover, SpoolExpired(leftover.path, self._keep_s), heard.segment.stream
+            )
         try:
             transcript = await self._recognize(heard)
         except EngineDead as error:
@@ -122,6 +123,13 @@ class Recovery:
             n_best=tuple(Alternative(text, score) for text, score in transcript.n_best),
             recovered=heard.origin,
         )
+
+
+def _age_ms(leftover: Leftover, heard: Heard) -> int:
+    """How old it was when it was found; 0 where that cannot be known: better late than never."""
+    if leftover.lived_ms is None or heard.lived_ms is None:
+        return 0
+    return leftover.lived_ms - heard.lived_ms
 
 
 def _failed(

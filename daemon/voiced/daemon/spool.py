@@ -38,6 +38,8 @@ class Heard:
     """That its answer has."""
     wall_ms: int
     """When it was closed, Unix time."""
+    lived_ms: int | None = None
+    """How long the journal had lived then; None: it was not open."""
 
 
 class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +53,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wall_ms: int
     crc32: int
     """Of the audio."""
+    lived_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class Leftover:
     """Runs that have tried to answer it before."""
     size: int
     mtime_s: float
+    lived_ms: int | None = None
+    """How long the journal had lived when this was found."""
 
 
 class Spool:
@@ -206,6 +211,7 @@ def encode(heard: Heard) -> bytes:
         revision=heard.revision,
         wall_ms=heard.wall_ms,
         crc32=zlib.crc32(pcm),
+        lived_ms=heard.lived_ms,
     )
     return msgspec.json.encode(header) + b"\n" + pcm
 
@@ -245,7 +251,7 @@ def decode(data: bytes, path: Path) -> Heard:
         pcm=np.frombuffer(pcm, "<i2").astype(np.int16),
         language=header.language,
     )
-    return Heard(segment, header.origin, header.revision, header.wall_ms)
+    return Heard(segment, header.origin, header.revision, header.wall_ms, header.lived_ms)
 
 
 def _private(path: str, flags: int) -> int:
