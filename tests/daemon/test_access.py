@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.daemon.server_rig import START, WORD, Rig, kinds, rest, send, serve, started
 from websockets.exceptions import InvalidStatus
+from websockets.protocol import State
 
 from voiced.daemon import tokens
 from voiced.daemon.access import BEARER, SUBPROTOCOL, Access
@@ -397,6 +398,42 @@ def test_one_address_has_no_more_connections_than_it_may(monkeypatch: pytest.Mon
             assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
 
     serve(scenario, max_connections_per_address=3)
+
+
+def test_eighty_websockets_of_one_address_that_never_start_keep_no_other_of_it_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        async with as_if_remote(monkeypatch):
+            silent = [await rig.client() for _ in range(80)]
+            async with rig.client() as client:
+                await send(client, START, WORD, Stop())
+                assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+            for each in silent[:17]:  # 64 may be there, and two came later
+                await each.wait_closed()
+            assert silent[-1].state is State.OPEN
+            for each in silent:
+                await each.close()
+            assert rig.metrics.value("voiced_connections_cut_total", reason="address") == 17
+
+    limits = ClientLimits(requests_per_minute=1_000)
+    serve(scenario, clients=Clients(limits), max_connections=1_000, max_connections_per_address=64)
+
+
+def test_a_client_that_never_starts_does_not_count_among_its_streams(tmp_path: Path) -> None:
+    async def scenario(rig: Rig, token: str) -> None:
+        async with rig.client(**bearer(token)) as silent, rig.client(**bearer(token)) as client:
+            await started(client)
+            await send(silent, START)
+            (error,) = await rest(silent)
+            assert isinstance(error, Error)
+            assert (error.code, silent.close_code) == ("client_limit", 1013)
+            await until(lambda: rig.metrics.value("voiced_connections_open") == 1)
+            assert (await status_of(rig.client(**bearer(token))))[0] == 429
+            await send(client, WORD, Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+
+    limited(tmp_path, scenario, streams=1)
 
 
 def test_one_address_has_no_more_requests_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.daemon.server_rig import START, WORD, Rig, first, kinds, rest, send, 
 from websockets.asyncio.client import unix_connect
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
+from websockets.protocol import State
 
 from voiced.audio.errors import VadUnavailable
 from voiced.audio.frames import AudioFrame, SegmentEvent
@@ -306,6 +307,25 @@ def test_connections_that_say_nothing_keep_nobody_out() -> None:
             assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
 
     serve(scenario, max_connections=4)
+
+
+def test_websockets_that_never_start_keep_nobody_out() -> None:
+    async def scenario(rig: Rig) -> None:
+        silent = [await rig.client() for _ in range(20)]  # more than streams and connections
+        async with rig.client() as client:
+            await started(client)
+            assert (await rig.get("/healthz"))[0] == 200
+            late = await rig.client()
+            await send(client, WORD, Stop())
+            assert kinds(await rest(client))[-2:] == ["Final", "Ended"]
+        for each in silent[:12]:  # the oldest went
+            await each.wait_closed()
+        assert late.state is State.OPEN
+        for each in (late, *silent):
+            await each.close()
+        assert rig.metrics.value("voiced_connections_cut_total", reason="total") >= 12
+
+    serve(scenario, max_streams=2, max_connections=10)
 
 
 def long_text(request: Request) -> Transcript:

@@ -3,7 +3,8 @@
 The WebSocket library knows a connection only once its request is complete, and with TLS asyncio
 tells nobody before that handshake is. A crowd that says nothing, or that begins TLS and never ends
 it, must keep neither streams nor health checks out. So each connection begins as a `_Gate`, which
-is counted, and can be cut, from `accept` on.
+is counted, and can be cut, from `accept` on: until it has sent its request, and where that opens a
+stream, until it has sent `start`.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Connections:
         """Count nothing yet.
 
         Args:
-            limit: When there is one more, the oldest that has not sent its request goes; where all
-                have, the new one.
+            limit: When there is one more, the oldest that has not sent its request, or its `start`,
+                goes; where all have, the new one.
             per_address: The same for one address of another machine.
             max_unsent_bytes: A client that sends pings and never reads is cut when so many bytes
                 of pongs wait for it: the library answers each at once, whether or not the last one
@@ -143,6 +144,8 @@ class Connection(ServerConnection):
         """What its token allows; set before the upgrade."""
         self.client: Client | None = None
         """Who is counted; None: a process of this machine without a token, which is not."""
+        self.waits_for_start = False
+        """It is there for a stream, and has asked for none yet: it may be cut for another."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network."""
@@ -167,8 +170,8 @@ class _Gate(asyncio.Protocol):
 
     @property
     def is_silent(self) -> bool:
-        """It has not sent a request yet."""
-        return self._connection.request is None
+        """It has not sent a request yet, or only that and no `start` behind it."""
+        return self._connection.request is None or self._connection.waits_for_start
 
     def abort(self) -> None:
         if self._transport is not None:

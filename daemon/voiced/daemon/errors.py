@@ -98,8 +98,8 @@ class TooManyOfClient(StreamRefused):
 
     def __str__(self) -> str:
         return (
-            f"this client has {self.limit} connections, the most that `limits.client.streams` "
-            f"allows; try again in {self.retry_after_ms} ms"
+            f"this client has {self.limit} streams, the most that `limits.client.streams` allows; "
+            f"try again in {self.retry_after_ms} ms"
         )
 
 

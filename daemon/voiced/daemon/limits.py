@@ -93,7 +93,7 @@ class Client:
 
     def __init__(self, limits: ClientLimits, now_s: float) -> None:
         self.streams = 0
-        """Connections with a stream now."""
+        """Connections with a stream now, and listeners."""
         self.resumable = 0
         """Streams that may outlive their connection: each may have a second one for a moment."""
         self.max_streams = limits.streams

@@ -22,7 +22,7 @@ class ServerOptions:
     """Messages read ahead per connection; memory is at most this x max_message_bytes."""
     max_connections: int = 128
     """TCP connections, streams or not. When there is one more, the oldest that has not sent its
-    request goes; where all have, the new one."""
+    request, or its `start`, goes; where all have, the new one."""
     max_connections_per_address: int = 64
     """The same for one address of another machine."""
     open_timeout_s: float = 10.0

@@ -55,7 +55,7 @@ class Routes:
         """Keep what is asked about.
 
         Args:
-            is_full: Whether as many WebSockets are open as there may be streams.
+            is_full: Whether as many WebSockets have a stream, or listen, as there may be streams.
             may_resume: Whether a stream waits for a client to come back: it must get in then,
                 however full the daemon is and whatever the engine does.
             microphone: How that is doing, for `/readyz`.

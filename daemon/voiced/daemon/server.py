@@ -83,6 +83,8 @@ class Server:
         self._switch_model = switch_model
         self._metrics = streams.metrics
         self._clients: set[StreamClient | EventsClient] = set()
+        self._placed: set[StreamClient | EventsClient] = set()
+        """Of these: listeners, and those whose `start` has come."""
         self._connections = Connections(
             limit=settings.max_connections,
             per_address=settings.max_connections_per_address,
@@ -98,7 +100,7 @@ class Server:
             access=self._access,
             clients=self._limits,
             allowed_origins=settings.allowed_origins,
-            is_full=lambda: len(self._clients) >= streams.max_streams,
+            is_full=lambda: len(self._placed) >= streams.max_streams,
             may_resume=lambda: len(self._parking) > 0,
             microphone=microphone,
             inside=inside,
@@ -252,22 +254,39 @@ class Server:
         client: StreamClient | EventsClient
         if path == EVENTS_PATH:
             client = EventsClient(connection, self._settings, self._events)
+            self._place(client)
         else:
             everybody = self._limits.everybody(time.monotonic())
             client = StreamClient(
-                connection, self._settings, self._streams, everybody, self._parking
+                connection,
+                self._settings,
+                self._streams,
+                everybody,
+                self._parking,
+                on_start=self._place,
             )
+            connection.waits_for_start = True
         self._clients.add(client)
-        if connection.client is not None:
-            connection.client.streams += 1
         self._metrics.connections_open.inc()
         try:
             await client.serve()
         finally:
             self._clients.discard(client)
-            if connection.client is not None:
-                connection.client.streams -= 1
+            if client in self._placed:
+                self._placed.remove(client)
+                if connection.client is not None:
+                    connection.client.streams -= 1
             self._metrics.connections_open.dec()
+
+    def _place(self, client: StreamClient | EventsClient) -> None:
+        """Count a client among those that there may be `max_streams` of.
+
+        One that says nothing has no place: a crowd of them would keep everybody else out.
+        """
+        client.connection.waits_for_start = False
+        self._placed.add(client)
+        if client.connection.client is not None:
+            client.connection.client.streams += 1
 
 
 def _subprotocol(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
@@ -60,9 +61,12 @@ class StreamClient:
         streams: Streams,
         everybody: Meter,
         parking: Parking,
+        *,
+        on_start: Callable[[StreamClient], None],
     ) -> None:
+        """`on_start` is called when the client asks for a stream, before it has one."""
         self.connection, self._settings, self._streams = connection, settings, streams
-        self._parking = parking
+        self._parking, self._on_start = parking, on_start
         self._place: Place | None = None
         """Where the stream is kept while it may outlive this connection."""
         self._may_return = False
@@ -214,6 +218,7 @@ class StreamClient:
         return False
 
     def _start(self, start: Start) -> None:
+        self._on_start(self)
         client = self.connection.client
         if client is not None and client.streams > client.max_streams:
             raise TooManyOfClient(client.max_streams)
@@ -235,6 +240,7 @@ class StreamClient:
         self._parking.add(place)
 
     async def _resume(self, request: Resume) -> None:
+        self._on_start(self)
         owner = self.connection.grant.name
         place = await self._parking.resume(request, self, owner)
         self._place, self._session = place, place.session
