@@ -107,7 +107,9 @@ def test_every_request_gets_those_of_the_daemon_and_a_stream_may_weigh_them_anew
     asyncio.run(run())
 
 
-def test_a_reload_takes_them_over_for_streams_that_are_open(tmp_path: Path) -> None:
+def test_a_reload_takes_them_over_for_streams_that_are_open(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "hotwords.txt"
     file.write_text("Merneptah\n")
     engine = {"model": "fake", "hotwords_file": str(file)}
@@ -118,6 +120,7 @@ def test_a_reload_takes_them_over_for_streams_that_are_open(tmp_path: Path) -> N
         sources.append(Settings.model_validate({**settings().model_dump(), "engine": engine}))
         await daemon.reload()
         assert daemon._engine.hotwords == (Hotword("Merneptah", 2.0),)
+        assert "hotwords are not used, fake@00000000 has none count=1" in caplog.text
         file.write_text("Manasseh\n")  # the settings are the same
         await daemon.reload()
         assert daemon._engine.hotwords == (Hotword("Manasseh", 2.0),)

@@ -12,12 +12,14 @@ import pytest
 
 from voiced.audio.vad import VadKind
 from voiced.daemon.commands.transcribe import (
+    HotwordsUnused,
     OutputFormat,
     OutputRefused,
     join_texts,
     transcribe,
 )
-from voiced.daemon.exit_status import EXIT_READER_GONE
+from voiced.daemon.config import ConfigError
+from voiced.daemon.exit_status import EXIT_READER_GONE, exit_status
 from voiced.engine.errors import BundleError
 
 RATE_HZ = 16_000
@@ -214,6 +216,32 @@ def test_texts_are_joined_as_they_are_written(texts: list[str], joined: str) -> 
     assert join_texts(texts) == joined
 
 
+def test_a_file_of_hotwords_is_refused_as_the_daemon_does(tmp_path: Path) -> None:
+    file, sound = tmp_path / "hotwords.txt", write_tones(tmp_path / "a.wav", 1)
+    with pytest.raises(ConfigError) as missing:
+        run(sound, hotwords=file)
+    assert str(missing.value).endswith(
+        f"  --hotwords: cannot be read: {file}: no such file or directory"
+    )
+    file.write_text(f"# names\nAlexa\n...\n{'x' * 65} :3\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as bad:
+        run(sound, hotwords=file)
+    assert [problem.source for problem in bad.value.problems] == [f"{file}:3", f"{file}:4"]
+    file.write_text("\n".join(f"word {i}" for i in range(1_001)), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"must be at most 1000 phrases$"):
+        run(sound, hotwords=file)
+
+
+def test_a_model_without_hotwords_is_not_given_any(tmp_path: Path) -> None:
+    file, sound = tmp_path / "hotwords.txt", write_tones(tmp_path / "a.wav", 1)
+    file.write_text("Alexa\n", encoding="utf-8")
+    with pytest.raises(HotwordsUnused, match=r"^fake@00000000 has no hotwords, .* --hotwords$"):
+        run(sound, hotwords=file)
+    assert exit_status(HotwordsUnused.code) == 2
+    file.write_text("# none yet\n", encoding="utf-8")
+    assert run(sound, hotwords=file) == 0
+
+
 @pytest.mark.speech
 def test_speech_is_cut_into_segments_where_it_pauses(
     speech_dir: Path, capsys: pytest.CaptureFixture[str]
@@ -245,3 +273,18 @@ def test_the_real_model_writes_what_is_said(
     assert english["language"] == "en"
     assert "销售过程管理" in mandarin["text"]
     assert mandarin["language"] == "zh"
+
+
+@pytest.mark.model
+@pytest.mark.speech
+def test_a_rare_word_is_written_where_it_is_among_the_hotwords(
+    bundle: Path, speech_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hotwords = tmp_path / "hotwords.txt"
+    hotwords.write_text("# drugs\n\nApomorphine :2.5  # an emetic\nstrychnine\n", encoding="utf-8")
+    file = speech_dir / "en_librispeech" / "1998-15444-0009.flac"
+    texts = []
+    for given in (None, hotwords):
+        assert transcribe([file], language="en", model=str(bundle), hotwords=given) == 0
+        texts.append(capsys.readouterr().out.lower())
+    assert ["apomorphine" in text for text in texts] == [False, True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import wave
@@ -147,3 +148,22 @@ def test_a_text_step_that_is_missing_ends_the_start_with_its_name(
     finally:
         daemon.kill()
     assert daemon.log.splitlines()[-1].startswith("voiced: no text step 'dots'; expected one of ")
+
+
+def test_hotwords_are_told_to_be_of_no_use(daemon: Daemon, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hotwords.txt"
+    file.write_text("车库门\n", encoding="utf-8")
+    refused = subprocess.run(
+        [
+            *(sys.executable, "-m", "voiced.daemon.cli", "transcribe", "--model", str(bundle)),
+            *("--hotwords", str(file), str(wav(tmp_path / "s.wav", noise(1.0)))),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("voiced: tiny-firered2@")
+    assert "has no hotwords, expected a Whisper model" in refused.stderr
+    asyncio.run(say(daemon, noise(1.0) + silence(1.2), stream="hot", hotwords=["Alexa"]))
+    assert re.search(r"hotwords are not used, tiny-firered2@\w+ has none stream=hot", daemon.log)

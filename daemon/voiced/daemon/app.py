@@ -300,6 +300,7 @@ class Daemon:
             overload=OverloadRules(settings.limits.busy_age_s, settings.engine.max_queued_finals),
         )
         logger.info("reloaded changed=%s", ", ".join(names) or "nothing")
+        self._tell_unused_hotwords()
         return True
 
     async def switch_model(self, model: str, say: Say) -> Switched:
@@ -456,6 +457,7 @@ class Daemon:
             await asyncio.sleep(delay_s)
         if self._engine.info is not None:
             self._check_languages(self._engine.info)
+            self._tell_unused_hotwords()
 
     async def _try_engine(self) -> EngineError | None:
         limit_s = self._settings.limits.ready_timeout_s
@@ -469,6 +471,11 @@ class Daemon:
         except EngineError as error:
             return error
         return None
+
+    def _tell_unused_hotwords(self) -> None:
+        info, count = self._engine.info, len(self._engine.hotwords)
+        if count and info is not None and not info.has_hotwords:
+            logger.warning("hotwords are not used, %s has none count=%d", info.bundle, count)
 
     def _check_languages(self, info: EngineInfo) -> None:
         """Hold the languages that are set against those of the model: it is known only now.

@@ -162,6 +162,14 @@ def _transcribe(
     model: Model = None,
     backend: Backend = None,
     threads: Threads = 1,
+    hotwords: Annotated[
+        Path | None,
+        typer.Option(
+            "--hotwords",
+            help="Phrases that are likely to be said, one a line, as in `engine.hotwords_file`.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
     """Transcribe recorded files.
 
@@ -182,6 +190,7 @@ def _transcribe(
             model=model,
             backend=backend,
             threads=threads,
+            hotwords=hotwords,
         )
     )
 

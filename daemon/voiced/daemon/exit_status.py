@@ -39,7 +39,17 @@ UNAVAILABLE = frozenset(
 """Codes of errors that mean: what is needed is not there. Their exit status is 3."""
 
 USAGE = frozenset(
-    {"address", "config", "corpus", "output", "plan", "plugin_config", "plugin_not_found", "time"}
+    {
+        "address",
+        "config",
+        "corpus",
+        "hotwords_unused",
+        "output",
+        "plan",
+        "plugin_config",
+        "plugin_not_found",
+        "time",
+    }
 )
 """Codes of errors that only other arguments or settings can mend. Their exit status is 2."""
 

@@ -23,20 +23,11 @@ def hotwords_of(engine: EngineSettings) -> tuple[Hotword, ...]:
     Raises:
         ConfigError: The file cannot be used; with every problem.
     """
-    texts = list(engine.hotwords)
-    problems: list[Problem] = []
+    texts, problems = list(engine.hotwords), list[Problem]()
     if engine.hotwords_file is not None:
-        lines = _read(Path(engine.hotwords_file))
-        for number, line in enumerate(lines, 1):
-            text = line.partition("#")[0].strip()
-            if not text:
-                continue
-            try:
-                parse_hotword(text, engine.hotwords_score)
-            except ValueError as error:
-                source = f"{engine.hotwords_file}:{number}"
-                problems.append(Problem(source, "hotword", str(error), show(text)))
-            texts.append(text)
+        place = "settings", "engine.hotwords_file"
+        more, problems = _read(Path(engine.hotwords_file), engine.hotwords_score, place)
+        texts += more
     if len(texts) > MAX_PHRASES:
         rule = f"must be at most {MAX_PHRASES} phrases with those of `engine.hotwords_file`"
         problems.append(Problem("settings", "engine.hotwords", rule, str(len(texts))))
@@ -45,21 +36,51 @@ def hotwords_of(engine: EngineSettings) -> tuple[Hotword, ...]:
     return tuple(parse_hotword(text, engine.hotwords_score) for text in texts)
 
 
-def _read(path: Path) -> list[str]:
-    key = "engine.hotwords_file"
+def hotwords_of_file(path: Path, score: float, flag: str) -> tuple[Hotword, ...]:
+    """Return those of a file that a command is given by a flag, in the form of the daemon's.
+
+    Raises:
+        ConfigError: The file cannot be used; with every problem.
+    """
+    texts, problems = _read(path, score, (flag, ""))
+    if len(texts) > MAX_PHRASES:
+        problems.append(Problem(str(path), "", f"must be at most {MAX_PHRASES} phrases"))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(parse_hotword(text, score) for text in texts)
+
+
+def _read(path: Path, score: float, place: tuple[str, str]) -> tuple[list[str], list[Problem]]:
+    """Return the phrases of a file, and what is wrong with some of its lines.
+
+    Raises:
+        ConfigError: It cannot be read; `place` says who named it: source and key.
+    """
+    texts, problems = [], []
+    for number, line in enumerate(_lines(path, place), 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        try:
+            parse_hotword(text, score)
+        except ValueError as error:
+            problems.append(Problem(f"{path}:{number}", "hotword", str(error), show(text)))
+        texts.append(text)
+    return texts, problems
+
+
+def _lines(path: Path, place: tuple[str, str]) -> list[str]:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES + 1)
         text = data.decode("utf-8")
     except OSError as error:
-        raise ConfigError(
-            [Problem("settings", key, f"cannot be read: {os_reason(error)}")]
-        ) from None
+        raise ConfigError([Problem(*place, f"cannot be read: {os_reason(error)}")]) from None
     except UnicodeDecodeError:
-        raise ConfigError([Problem("settings", key, "must be UTF-8 text", str(path))]) from None
+        raise ConfigError([Problem(*place, "must be UTF-8 text", str(path))]) from None
     if len(data) > _MAX_FILE_BYTES:
         rule = f"must be at most {_MAX_FILE_BYTES} bytes"
-        raise ConfigError([Problem("settings", key, rule, str(path))])
+        raise ConfigError([Problem(*place, rule, str(path))])
     return text.splitlines()
 
 

@@ -128,6 +128,9 @@ class Streams:
             self.metrics.streams_refused.labels(code=refusal.code).inc()
             raise refusal
         hotwords = hotwords_of_stream(start.hotwords, self._settings.hotwords_score)
+        info = self.engine.info
+        if hotwords and info is not None and not info.has_hotwords:
+            logger.info("hotwords are not used, %s has none stream=%s", info.bundle, name)
         intake, front = self._open_chain(name, start)
         session = StreamSession(
             name,

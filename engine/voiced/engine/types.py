@@ -235,6 +235,8 @@ class EngineInfo:
     load_ms: float
     warm_ms: float
     worker_pid: int
+    has_hotwords: bool = False
+    """Whether it uses `Request.hotwords`; where it does not, they change nothing."""
 
 
 FAKE_MODEL = "fake"

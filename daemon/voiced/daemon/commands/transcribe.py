@@ -32,10 +32,11 @@ from voiced.audio.vad import VadFactory, VadKind
 from voiced.daemon.commands.engines import engine_config
 from voiced.daemon.commands.pipes import ends_with_its_reader
 from voiced.daemon.commands.subtitles import Cue, to_srt, to_vtt
+from voiced.daemon.engine_settings import EngineSettings
 from voiced.daemon.errors import DaemonError, os_reason
 from voiced.engine import store
 from voiced.engine.errors import EngineError
-from voiced.engine.types import Request, Transcript
+from voiced.engine.types import Hotword, Request, Transcript
 
 if TYPE_CHECKING:
     from voiced.engine.in_process import InProcessEngine
@@ -85,6 +86,19 @@ class FileTooLong(DaemonError):
         )
 
 
+class HotwordsUnused(DaemonError):
+    """Hotwords were given for a model that cannot use any."""
+
+    code = "hotwords_unused"
+
+    def __init__(self, bundle: str) -> None:
+        super().__init__(bundle)
+        self.bundle = bundle
+
+    def __str__(self) -> str:
+        return f"{self.bundle} has no hotwords, expected a Whisper model; leave out --hotwords"
+
+
 @dataclass(frozen=True, slots=True)
 class SpokenWord:
     """One word, in Mandarin one character."""
@@ -131,6 +145,7 @@ def transcribe(
     model: str | None = None,
     backend: str | None = None,
     threads: int = 1,
+    hotwords: Path | None = None,
 ) -> int:
     """Transcribe files in order; return 0, or 1 when one of them failed.
 
@@ -146,12 +161,16 @@ def transcribe(
         model: Bundle name or folder.
         backend: Runtime of the bundle's graphs.
         threads: Threads of one graph call.
+        hotwords: File with phrases that are likely to be said, as `engine.hotwords_file`.
 
     Raises:
         OutputRefused: The format or the names do not fit `out`.
+        ConfigError: The file of hotwords cannot be used; with every problem.
+        HotwordsUnused: The model does not know what to do with them.
         BundleError, BackendUnavailable, VadUnavailable: Nothing can be transcribed at all.
     """
     sink = _open_sink(files, out, output_format)
+    phrases = _hotwords(hotwords)
     config = engine_config(model, backend, threads=threads)
     factory = VadFactory(store.silero_path())
     if vad is not None:
@@ -161,15 +180,25 @@ def transcribe(
         from voiced.engine.in_process import InProcessEngine
 
         engine = InProcessEngine(config)
-        await engine.start()
+        info = await engine.start()
         try:
-            job = _Job(engine, config.max_batch, factory, vad, language)
+            if phrases and not info.has_hotwords:
+                raise HotwordsUnused(info.bundle)
+            job = _Job(engine, config.max_batch, factory, vad, language, phrases)
             return await _run(job, files, sink)
         finally:
             await engine.stop()
 
     with ends_with_its_reader(), sink:
         return 1 if asyncio.run(run()) else 0
+
+
+def _hotwords(file: Path | None) -> tuple[Hotword, ...]:
+    if file is None:
+        return ()
+    from voiced.daemon.hotwords import hotwords_of_file
+
+    return hotwords_of_file(file, EngineSettings().hotwords_score, "--hotwords")
 
 
 async def _run(job: _Job, files: Sequence[Path], sink: Sink) -> int:
@@ -206,8 +235,9 @@ class _Job:
         factory: VadFactory,
         vad: VadKind | None,
         language: str | None,
+        hotwords: tuple[Hotword, ...],
     ) -> None:
-        self._engine = engine
+        self._engine, self._hotwords = engine, hotwords
         self._settings = FrontSettings(grown_ms=0)  # nobody reads partial results
         self._longest_s = float("inf") if engine.info is None else engine.info.max_segment_s
         longest_s = min(self._settings.max_segment_s, self._longest_s)
@@ -228,7 +258,8 @@ class _Job:
                 samples = read
                 advance(samples / RATE_HZ)
                 if segment is not None:
-                    answer = asyncio.create_task(self._engine.recognize(Request(segment)))
+                    request = Request(segment, hotwords=self._hotwords)
+                    answer = asyncio.create_task(self._engine.recognize(request))
                     answers.append((_Span(segment.start_sample, segment.end_sample), answer))
                 waiting = [task for _, task in answers if not task.done()]
                 if len(waiting) >= self._max_waiting:

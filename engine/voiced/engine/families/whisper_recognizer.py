@@ -90,6 +90,7 @@ class WhisperRecognizer:
             load_ms=_ms_since(started),
             warm_ms=0.0,
             worker_pid=0,
+            has_hotwords=True,
         )
 
     @property
