@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.daemon.kept import DAY_MS, NOW_MS, final, places
+from tests.fuzz.disk import file_reader
 
 from voiced.daemon.age_clock import Jump
 from voiced.daemon.errors import JournalBusy, JournalDamaged, JournalMissing, JournalUnusable
@@ -238,6 +239,12 @@ def test_the_oldest_go_when_the_file_is_too_large(tmp_path: Path) -> None:
     journal.close()
     assert places(path, limit=1_000)[-1] == ("e1", 100)
     assert path.stat().st_size < 800_000
+
+
+def test_a_check_whose_finding_is_no_text_is_damage() -> None:
+    """SQLite names a damaged column; Python cannot read that, and has no number for it."""
+    with pytest.raises(JournalDamaged, match="Could not decode"):
+        file_reader()(b"\xb4\xed\xa0\x80\x90\xcd,\xcb\tE\xd4\x80\xa2")
 
 
 def test_losses_of_the_journal_are_told(tmp_path: Path) -> None:

@@ -114,12 +114,19 @@ def naming_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        code = _code(error)
+        is_no_text = code is None and isinstance(error, sqlite3.OperationalError)
+        if is_no_text or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             raise JournalDamaged(path, str(error)) from error
         raise
     except (UnicodeDecodeError, OverflowError) as error:  # of a schema that is quoted; of a number
         raise JournalDamaged(path, str(error)) from error
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """SQLite's own number; None where Python complains: of text that is no UTF-8, for one."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 def set_aside(path: Path, *, wall_ms: int) -> Path:
@@ -170,7 +177,7 @@ def check(database: sqlite3.Connection, path: Path) -> None:
     try:
         (found,) = database.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+        if _code(error) != sqlite3.SQLITE_INTERRUPT:
             raise
         found = "ok"
     finally:
