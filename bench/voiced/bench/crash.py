@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import random
-import select
 import signal
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from websockets.exceptions import InvalidMessage, InvalidStatus, WebSocketExcept
 
 from voiced.bench.crash_ledger import Ledger, Verdict, compare
 from voiced.bench.errors import BenchError
+from voiced.bench.workers import kill_worker, worker_of
 from voiced.daemon.journal_file import FILE_NAME
 from voiced.daemon.journal_reader import JournalReader
 
@@ -209,7 +209,11 @@ class CrashRun:
                 await self._until(self._is_ready, "the daemon to be ready")
             await asyncio.sleep(self._random.uniform(0, self._plan.longest_pause_s))
             victim = self._random.choice(_VICTIMS)
-            if await asyncio.to_thread(self._kill, victim):
+            try:
+                is_killed = await asyncio.to_thread(self._kill, victim)
+            except (TimeoutError, subprocess.TimeoutExpired) as error:
+                raise CrashRunFailed(f"killed {victim} is not gone: {error}") from error
+            if is_killed:
                 self._kills[victim] += 1
                 done += 1
                 if done % 20 == 0 or done == self._plan.kills:
@@ -224,13 +228,10 @@ class CrashRun:
         if process is None or process.poll() is not None:
             return False
         if victim == "worker":
-            worker = _worker_of(process.pid)
-            return worker is not None and _kill_stranger(worker)
+            worker = worker_of(process.pid)
+            return worker is not None and kill_worker(worker)
         process.kill()
-        try:
-            return process.wait(_DEATH_S) == -signal.SIGKILL
-        except subprocess.TimeoutExpired:
-            raise CrashRunFailed(f"killed {victim} is not gone after {_DEATH_S:g} s") from None
+        return process.wait(_DEATH_S) == -signal.SIGKILL
 
     # ---- clients ---------------------------------------------------------------------------
 
@@ -313,43 +314,6 @@ class CrashRun:
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
         return found
-
-
-def _worker_of(pid: int) -> int | None:
-    """The engine worker: the daemon's child that runs its module."""
-    with contextlib.suppress(OSError, ValueError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if _is_worker(int(child)):
-                    return int(child)
-    return None
-
-
-def _kill_stranger(pid: int) -> bool:
-    """Kill an engine worker, which is no child of ours, and see it gone."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        is_gone = select.poll()
-        is_gone.register(handle, select.POLLIN)
-        if is_gone.poll(0) or not _is_worker(pid):  # it is ending, or the number is another's now
-            return False
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        if not is_gone.poll(1000 * _DEATH_S):
-            raise CrashRunFailed(f"killed worker is not gone after {_DEATH_S:g} s")
-        return True
-    finally:
-        os.close(handle)
-
-
-def _is_worker(pid: int) -> bool:
-    """Whether it runs the worker's module; a process that has ended runs nothing."""
-    try:
-        return b"voiced.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _words(seed: int) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""`voiced journal …` and `voiced bench crash` on the command line."""
+"""`voiced journal …`, `voiced bench crash` and `interruptions` on the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from voiced.daemon.cli_group import group
+from voiced.daemon.cli_options import Clips, JsonFile, Model, Sets
 
 journal_app = group("Read, export and delete what the daemon has kept.")
 
@@ -80,7 +81,7 @@ def _journal_purge(
 
 
 def add_commands(bench_app: typer.Typer) -> None:
-    """Add `voiced bench crash`."""
+    """Add `voiced bench crash` and `voiced bench interruptions`."""
 
     @bench_app.command("crash")
     def _bench_crash(
@@ -109,3 +110,30 @@ def add_commands(bench_app: typer.Typer) -> None:
             kills=kills, streams=streams, seed=seed, longest_s=60 * minutes, survives=survives
         )
         raise typer.Exit(crash(plan, folder=folder, json_path=json_path))
+
+    @bench_app.command("interruptions")
+    def _bench_interruptions(
+        clips: Clips = None,
+        sets: Sets = None,
+        streams: Annotated[int, typer.Option(help="Clients that speak.", min=1)] = 4,
+        rounds: Annotated[int, typer.Option(help="Daemons, one after another.", min=1)] = 3,
+        model: Model = None,
+        json_path: JsonFile = None,
+    ) -> None:
+        """Seconds of a start, of a killed worker and of a stop under load; all must be answered.
+
+        A daemon with the real model is started, its worker killed and the daemon stopped, each
+        while live streams speak.
+        """
+        from voiced.daemon.commands.bench_interruptions import interruptions
+
+        raise typer.Exit(
+            interruptions(
+                clips=clips,
+                sets=sets or (),
+                streams=streams,
+                rounds=rounds,
+                model=model,
+                json_path=json_path,
+            )
+        )

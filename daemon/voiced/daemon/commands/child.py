@@ -75,7 +75,7 @@ def child_daemon(*arguments: str) -> Iterator[ChildDaemon]:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                env=_environment(),
+                env=without_settings(),
             )
         try:
             where = _wait_ready(process, addresses, log)
@@ -178,8 +178,8 @@ def _end(process: subprocess.Popen[bytes], log: Path) -> None:
         raise ChildFailed(f"daemon exited with {status}, expected 0\n{_tail(log)}")
 
 
-def _environment() -> dict[str, str]:
-    """Ours without settings: a child runs with the defaults."""
+def without_settings() -> dict[str, str]:
+    """Return our environment without settings: a child runs with the defaults."""
     return {
         name: value
         for name, value in os.environ.items()
