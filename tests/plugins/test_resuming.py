@@ -131,6 +131,7 @@ def test_from_now_and_from_the_beginning_are_a_choice(scene: Scene) -> None:
 def test_a_plugin_whose_acts_would_come_too_late_gets_only_what_is_new(scene: Scene) -> None:
     scene.run(1, Careful, live=("one",))
     scene.final("an hour ago", age_s=3_600)
+    scene.final("before the clock was set back", age_s=-86_400)
     scene.final("a moment ago", age_s=1)
     assert scene.run(1, Careful)[1] == ["a moment ago"]
 

@@ -329,9 +329,10 @@ def _log_event(name: str, item: BusItem) -> None:
 
 
 def _is_too_old(item: BusItem, max_age_s: float | None) -> bool:
+    """By the clock: one that is dated ahead of it is of unknown age, and counts as old."""
     if max_age_s is None or not isinstance(item, wire.Message) or item.wall_ms is None:
         return False
-    return time.time() - item.wall_ms / 1000 > max_age_s
+    return abs(time.time() - item.wall_ms / 1000) > max_age_s
 
 
 def _ids(item: BusItem) -> str:

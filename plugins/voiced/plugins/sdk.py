@@ -164,8 +164,8 @@ class Plugin:
     """Where a new process begins: behind the last final that it had, or with what comes now.
     `voiced plugins run --from` says otherwise."""
     max_age_s: float | None = None
-    """Finals out of the journal that are older are left out: for a plugin whose acts come too
-    late then."""
+    """Finals out of the journal that are older, or dated so far ahead of the clock, are left out:
+    for a plugin whose acts come too late then."""
     context: PluginContext
 
     def setup(self, context: PluginContext) -> None:
