@@ -40,8 +40,8 @@ class SlowEngine(ScriptedEngine):
         finals = [accepted for is_guess, accepted, _ in self._waiting if not is_guess]
         oldest_ns = min(finals, default=self._clock.monotonic_ns())
         return EngineLoad(
-            queued_finals=len(finals),
-            queued_partials=len(self._waiting) - len(finals),
+            queued_finals=self.queued_finals,
+            queued_partials=len(self._waiting) - self.queued_finals,
             oldest_final_age_s=(self._clock.monotonic_ns() - oldest_ns) / 1e9,
         )
 
@@ -51,6 +51,7 @@ class SlowEngine(ScriptedEngine):
         job = (is_guess, self._clock.monotonic_ns(), self._numbers)
         self._waiting.append(job)
         self._waiting.sort()
+        self._count()
         try:
             while job in self._waiting:
                 deadline_ns = request.deadline_ns
@@ -60,13 +61,18 @@ class SlowEngine(ScriptedEngine):
         finally:
             if job in self._waiting:
                 self._waiting.remove(job)
+                self._count()
         return await super().recognize(request)
+
+    def _count(self) -> None:
+        self.queued_finals = sum(not is_guess for is_guess, _, _ in self._waiting)
 
     def work(self, ms: float) -> None:
         """Work for so long."""
         while self._waiting and ms >= self._left_ms:
             ms -= self._left_ms
             self._waiting.pop(0)
+            self._count()
             self._left_ms = self.cost_ms
         if self._waiting:
             self._left_ms -= ms

@@ -135,12 +135,15 @@ def test_what_models_did_is_counted_together_before_during_and_after_a_switch() 
         hosts.made[0].totals = EngineTotals(steps=5, restarts=2)
         await hosts.switch.switch(EngineConfig("new"))
         hosts.made[1].totals = EngineTotals(steps=1)
+        hosts.made[0].queued_finals, hosts.made[1].queued_finals = 1, 2
+        assert hosts.switch.queued_finals == 3
         both = EngineTotals(steps=6, restarts=2)
         assert hosts.switch.load() == EngineLoad(queued_eager=2, totals=both)
         hosts.made[0].gate.set()
         await waiting
         assert hosts.switch._retiring is not None
         await hosts.switch._retiring
+        assert hosts.switch.queued_finals == 2
         assert hosts.switch.load() == EngineLoad(queued_eager=1, totals=both)
 
     asyncio.run(run())

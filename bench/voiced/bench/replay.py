@@ -68,6 +68,11 @@ class SimulatedEngine:
         """The recogniser's."""
         return self.recognizer.info
 
+    @property
+    def queued_finals(self) -> int:
+        """Finals under way."""
+        return self.load().queued_finals
+
     def load(self) -> EngineLoad:
         """Say what is under way."""
         kinds = [pending.request.kind for pending in self._pending]

@@ -30,6 +30,11 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo | None: ...
+    @property
+    def queued_finals(self) -> int:
+        """As in `load`, which takes far longer to say."""
+        ...
+
     def load(self) -> EngineLoad: ...
     async def recognize(self, request: Request) -> Transcript:
         """Answer one request; raises EngineError."""

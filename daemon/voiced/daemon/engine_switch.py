@@ -105,6 +105,12 @@ class EngineSwitch:
             self._promoted.add(segment_id)
         return is_promoted
 
+    @property
+    def queued_finals(self) -> int:
+        """Finals that are accepted and unanswered, by both models."""
+        old = 0 if self._old is None else self._old.queued_finals
+        return self._current.queued_finals + old
+
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered, by both models."""
         load = self._current.load() + EngineLoad(totals=self._past)

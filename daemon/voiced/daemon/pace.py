@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from voiced.engine.types import EngineLoad
-
 _SHARE = 0.75
 """Part of the time in which a stream may have a partial under way: the rest is for others. An
 answer that takes 300 ms, its waiting included, allows the next 400 ms after it was asked for."""
@@ -20,9 +18,9 @@ class PartialPace:
         self._asked_ns = 0
         self._next_ns = 0
 
-    def refusal(self, now_ns: int, load: EngineLoad) -> str | None:
+    def refusal(self, now_ns: int, *, queued_finals: int) -> str | None:
         """Return why none is asked for now; None: it may be."""
-        if load.queued_finals > 0:
+        if queued_finals > 0:
             return "finals_waiting"
         if now_ns < self._next_ns:
             return "stretched"

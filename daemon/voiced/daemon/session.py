@@ -417,7 +417,9 @@ class StreamSession:
         """Start a partial unless one is under way, or it is not the time for one."""
         if not self._settings.wants_partials or state.partial is not None:
             return
-        refusal = self._pace.refusal(self._clock.monotonic_ns(), self._engine.load())
+        refusal = self._pace.refusal(
+            self._clock.monotonic_ns(), queued_finals=self._engine.queued_finals
+        )
         if refusal is not None:
             self._metrics.partials_dropped.labels(reason=refusal).inc()
             return
@@ -482,7 +484,7 @@ class StreamSession:
 
     def _on_paused(self, state: _State, event: SegmentPaused) -> None:
         """Begin the final now: most silences end the segment. While finals wait, nobody guesses."""
-        if self._engine.load().queued_finals > 0:
+        if self._engine.queued_finals > 0:
             self._metrics.speculations.labels(outcome="finals_waiting").inc()
             return
         self._drop_partial(state, "paused")

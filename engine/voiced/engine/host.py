@@ -112,6 +112,11 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def queued_finals(self) -> int:
+        """As in `load`: for those who ask at every partial."""
+        ...
+
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered, running requests included."""
         ...
@@ -226,6 +231,11 @@ class EngineHost:
             left_ns = ipc.time_left_of(deadline_ns, self._clock.monotonic_ns())
             self._worker.send(ipc.Promote(item.job.id, left_ns))
         return True
+
+    @property
+    def queued_finals(self) -> int:
+        """Finals that are accepted and unanswered."""
+        return len(self._open.finals())
 
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""

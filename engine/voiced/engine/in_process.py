@@ -149,6 +149,11 @@ class InProcessEngine:
         self._queue.promote(item.job.id, deadline_ns)
         return True
 
+    @property
+    def queued_finals(self) -> int:
+        """Finals that are accepted and unanswered."""
+        return len(self._open.finals())
+
     def load(self) -> EngineLoad:
         """Say how much is accepted and unanswered."""
         running = self._queue.load()
