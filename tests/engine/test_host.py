@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
-import zmq.asyncio
 
 from voiced.audio.clock import FakeClock, SystemClock
 from voiced.audio.frames import Segment
@@ -635,7 +634,7 @@ def test_a_worker_that_cannot_be_started_leaves_nothing(
         raise OSError(errno.EMFILE, "Too many open files")
 
     async def scenario() -> None:
-        with zmq.asyncio.Context() as context, monkeypatch.context() as patch:
+        with zmq.Context() as context, monkeypatch.context() as patch:
             if resource == "sockets":
                 context.set(zmq.MAX_SOCKETS, 1)
             else:

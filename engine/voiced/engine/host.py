@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-import zmq.asyncio
+import zmq
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.engine import ipc
@@ -181,7 +181,7 @@ class EngineHost:
         """Start the worker; see `Engine.start`."""
         self.reason = "starting"
         try:
-            self._context = zmq.asyncio.Context()
+            self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
             self._cleanup.callback(self._context.term)
             info = await self._launch(progress or (lambda _text: None))
         except BaseException as error:

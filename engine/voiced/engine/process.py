@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import zmq
-import zmq.asyncio
 
 from voiced.engine import ipc
 from voiced.engine.errors import EngineDead
@@ -43,12 +43,16 @@ def runtime_dir() -> Iterator[Path]:
 
 
 class WorkerProcess:
-    """A running worker and the socket to it. Belongs to one event loop."""
+    """A running worker and the socket to it. Belongs to one event loop.
+
+    The socket is a plain one that is never waited for: pyzmq's futures keep the loop busier than
+    the messages do.
+    """
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        socket: zmq.asyncio.Socket,
+        socket: zmq.Socket[bytes],
         address: contextlib.ExitStack,
         lifeline_fd: int,
     ) -> None:
@@ -56,11 +60,18 @@ class WorkerProcess:
         self._socket = socket
         self._address = address
         self._lifeline_fd = lifeline_fd
+        self._inbox: deque[bytes] = deque()
+        self._news: asyncio.Future[None] | None = None
+        """What `receive` waits for, while it does."""
         self._exited = asyncio.ensure_future(process.wait())
-        self._receiving: asyncio.Future[bytes] | None = None
+        self._has_exited = False
+        self._exited.add_done_callback(self._on_exit)
+        asyncio.get_running_loop().add_reader(socket.fileno(), self._read)
 
     @classmethod
-    async def start(cls, context: zmq.asyncio.Context, config: EngineConfig) -> WorkerProcess:
+    async def start(
+        cls, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig
+    ) -> WorkerProcess:
         """Start a worker; it says Hello, then Ready or Failure.
 
         Raises:
@@ -108,9 +119,9 @@ class WorkerProcess:
 
     def send(self, message: ipc.FromHost) -> None:
         """Send without waiting: the queue to the worker is bounded by what the host accepts."""
-        sent = asyncio.ensure_future(self._socket.send(ipc.encode(message)))
-        if not sent.done():  # the worker just died; what it should have got is sent to the next
-            sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+        with contextlib.suppress(zmq.Again):  # it just died; what it should get goes to the next
+            self._socket.send(ipc.encode(message), zmq.NOBLOCK)
+        self._read()
 
     async def receive(self, quiet_s: float) -> ipc.FromWorker | None:
         """Return the next message; None when `quiet_s` passed without one.
@@ -118,24 +129,47 @@ class WorkerProcess:
         Raises:
             EngineDead: The process has ended, and all that it said was received.
         """
-        if self._receiving is None:
-            self._receiving = asyncio.ensure_future(self._socket.recv())
-        await asyncio.wait(
-            (self._receiving, self._exited),
-            timeout=quiet_s,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        if self._exited.done() and not self._receiving.done():
-            await asyncio.wait((self._receiving,), timeout=_LAST_WORDS_S)
-        if self._receiving.done():
-            data = self._receiving.result()
-            self._receiving = None
-            return ipc.decode_from_worker(data)
-        if self._exited.done():
+        if not self._inbox and not self._has_exited:
+            await self._until_news(quiet_s)
+        if not self._inbox and self._has_exited:
+            await self._until_news(_LAST_WORDS_S)
+            self._read()
+        if self._inbox:
+            return ipc.decode_from_worker(self._inbox.popleft())
+        if self._has_exited:
             status = self._exited.result()
             how = f"was killed by signal {-status}" if status < 0 else f"ended with {status}"
             raise EngineDead(f"engine worker {self.pid} {how}")
         return None
+
+    async def _until_news(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._news = loop.create_future()
+        timer = loop.call_later(seconds, self._wake)
+        try:
+            await self._news
+        finally:
+            timer.cancel()
+            self._news = None
+
+    def _on_exit(self, _exited: object) -> None:
+        self._has_exited = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _read(self) -> None:
+        """Take in all that has come.
+
+        ZeroMQ's descriptor tells of a change once, to whatever looks at the socket next, a send
+        included: so all is read each time, and after each send.
+        """
+        while int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._inbox.append(self._socket.recv(zmq.NOBLOCK))
+        if self._inbox:
+            self._wake()
 
     async def end(self, grace_s: float = 0.0) -> None:
         """Wait up to `grace_s` for the process to end by itself, kill it, free everything."""
@@ -146,8 +180,7 @@ class WorkerProcess:
             if not self._exited.done():
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
-            if self._receiving is not None:
-                self._receiving.cancel()
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()
             self._address.close()
             os.close(self._lifeline_fd)
