@@ -22,7 +22,7 @@ from voiced.audio.frames import (
     samples_to_ms,
 )
 from voiced.audio.history import PcmHistory
-from voiced.audio.pcm import Float32, float_to_int16
+from voiced.audio.pcm import Float32
 from voiced.audio.segmenter import (
     Began,
     Boundary,
@@ -152,7 +152,7 @@ class StreamFront:
     @property
     def buffered_bytes(self) -> int:
         """Memory of the audio held."""
-        return self._history.capacity_bytes + self._waiting.nbytes
+        return self._history.held_bytes + self._waiting.nbytes
 
     def feed(self, frame: AudioFrame) -> list[SegmentEvent]:
         """Take the next frame, of any length.
@@ -231,7 +231,9 @@ class StreamFront:
         taken = 0
         while taken < len(samples):
             part = samples[taken : taken + self._judge_at - self._waiting_samples]
-            self._history.append(float_to_int16(part), keep_from=self._segmenter.keep_from)
+            # A piece of a long frame would keep all of it.
+            kept = part if 2 * len(part) >= len(samples) else part.copy()
+            self._history.append(kept, keep_from=self._segmenter.keep_from)
             end = self._waiting_samples + len(part)
             self._waiting[self._waiting_samples : end] = part
             self._waiting_samples = end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 
 from voiced.audio.pcm import Float32
@@ -29,7 +31,9 @@ class CascadeVad:
         self._silero = silero
         self.window_samples = silero.window_samples
         self.batch_windows = silero.batch_windows
-        self._past = np.zeros((LOOK_BACK_WINDOWS, self.window_samples), np.float32)
+        self._past: deque[Float32] = deque()
+        """The last windows, a block for each call."""
+        self._past_windows = 0
         self.reset()
 
     @property
@@ -43,6 +47,7 @@ class CascadeVad:
         self._silero.reset()
         self._awake = False
         self._quiet_run = 0
+        self._past.clear()
         self._past_windows = 0
 
     def feed(self, samples: Float32) -> float:
@@ -73,14 +78,14 @@ class CascadeVad:
     def _wake(self) -> None:
         self._awake, self._quiet_run = True, 0
         self._silero.reset()
-        if self._past_windows:
-            self._silero.feed_many(self._past[-self._past_windows :])
+        if self._past:
+            self._silero.feed_many(np.concatenate(tuple(self._past))[-LOOK_BACK_WINDOWS:])
 
     def _remember(self, windows: Float32) -> None:
-        recent = windows[-LOOK_BACK_WINDOWS:]
-        if not len(recent):
+        if not len(windows):
             return
-        kept = LOOK_BACK_WINDOWS - len(recent)
-        self._past[:kept] = self._past[len(recent) :]
-        self._past[kept:] = recent
-        self._past_windows = min(self._past_windows + len(recent), LOOK_BACK_WINDOWS)
+        recent = windows[-LOOK_BACK_WINDOWS:].copy()
+        self._past.append(recent)
+        self._past_windows += len(recent)
+        while self._past_windows - len(self._past[0]) >= LOOK_BACK_WINDOWS:
+            self._past_windows -= len(self._past.popleft())
