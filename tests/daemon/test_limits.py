@@ -69,6 +69,18 @@ def test_the_tightest_limit_decides_and_is_named() -> None:
     assert toll(meter, size=100) == Toll(wait_s=1.0, limit="bytes")
 
 
+def test_what_is_covered_makes_nobody_wait_and_asking_takes_nothing() -> None:
+    meter = Meter(0.0, messages_per_s=10.0, bytes_per_s=100.0, audio_s_per_hour=3_600.0)
+    for size, audio_s, is_covered in ((200, 1.0, True), (201, 1.0, False), (1, 3_601.0, False)):
+        assert meter.covers(size=size, audio_s=audio_s, now_s=0.0) is is_covered
+    assert toll(meter, size=200, audio_s=1.0) == Toll()
+    assert not meter.covers(size=1, audio_s=0.0, now_s=0.0)
+    assert meter.covers(size=1, audio_s=0.0, now_s=0.5)
+    for _ in range(19):
+        toll(meter)
+    assert not meter.covers(size=0, audio_s=0.0, now_s=0.0)
+
+
 def test_audio_beyond_the_hour_is_over_quota_until_time_has_passed() -> None:
     meter = Meter(0.0, messages_per_s=None, bytes_per_s=None, audio_s_per_hour=60.0)
     assert not toll(meter, audio_s=60.0).is_over_quota

@@ -27,7 +27,7 @@ from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.routes import is_allowed_origin
 from voiced.daemon.server import Server
-from voiced.daemon.session import SessionSettings
+from voiced.daemon.session import SessionSettings, StreamSession
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
 from voiced.daemon.wire import (
     AudioParams,
@@ -42,6 +42,8 @@ from voiced.daemon.wire import (
     VadParams,
 )
 from voiced.engine.types import Request, Transcript
+
+TAKEN = "voiced_audio_bytes_total"
 
 # ---- the stream --------------------------------------------------------------------------------
 
@@ -265,6 +267,59 @@ def test_a_client_that_never_sends_audio_is_closed() -> None:
     serve(scenario, idle_timeout_s=0.05)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_short_blocks_are_taken_as_they_come_and_wake_no_task(
+    resume: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+    feed = StreamSession.feed
+
+    async def counted(session: StreamSession, data: bytes) -> None:
+        read.append(data)
+        await feed(session, data)
+
+    monkeypatch.setattr(StreamSession, "feed", counted)
+    blocks = [WORD[at : at + 641] for at in range(0, len(WORD), 641)]
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client, Start(v=1, audio=AudioParams(), partials=False, resume=resume))
+            sent = 0
+            for block in blocks:
+                await client.send(block)
+                sent += len(block)
+                # Of a resumable stream half a sample waits for the other.
+                while rig.metrics.value(TAKEN) < sent - sent % 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            await send(client, Stop())
+            messages = await rest(client)
+        (final,) = [message for message in messages if isinstance(message, Final)]
+        assert (final.start_ms, final.end_ms) == (100, 2_100)
+        assert len(read) < len(blocks) / 10, "some are read, to set the idle time-out anew"
+
+    serve(scenario)
+
+
+def test_blocks_that_are_taken_as_they_come_keep_the_client_from_being_idle() -> None:
+    limit_s = 0.5
+
+    async def scenario(rig: Rig) -> None:
+        async with rig.client() as client:
+            await started(client)
+            clock = asyncio.get_running_loop().time
+            end_s = clock() + 3 * limit_s
+            sent = 0
+            while clock() < end_s:
+                await client.send(silence(0.02))
+                sent += 640
+                while rig.metrics.value(TAKEN) < sent:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            await send(client, Stop())
+            assert kinds(await rest(client)) == ["Ended"]
+
+    serve(scenario, idle_timeout_s=limit_s)
+
+
 def test_a_connection_without_a_request_is_closed() -> None:
     async def scenario(rig: Rig) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", rig.server.port)
@@ -486,7 +541,8 @@ def test_a_detector_that_is_missing_refuses_the_stream_alone() -> None:
     serve(scenario, open_chain=open_chain)
 
 
-def test_a_fault_of_ours_ends_its_stream_with_the_code_alone() -> None:
+@pytest.mark.parametrize("block", [640, len(WORD)], ids=["taken_as_it_comes", "read"])
+def test_a_fault_of_ours_ends_its_stream_with_the_code_alone(block: int) -> None:
     class Broken(StreamFront):
         def feed(self, frame: AudioFrame) -> list[SegmentEvent]:
             raise KeyError("secret")
@@ -500,7 +556,8 @@ def test_a_fault_of_ours_ends_its_stream_with_the_code_alone() -> None:
     async def scenario(rig: Rig) -> None:
         async with rig.client() as good, rig.client() as bad:
             await started(good)
-            await send(bad, Start(v=1, audio=AudioParams(), stream="broken"), WORD)
+            await started(bad, Start(v=1, audio=AudioParams(), stream="broken"))
+            await send(bad, WORD[:block])
             error = (await rest(bad))[-1]
             assert isinstance(error, Error)
             assert error.code == "internal"

@@ -20,7 +20,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from websockets.asyncio.server import ServerConnection
+from websockets.protocol import Event
 
+from voiced.daemon.audio_reader import AudioReader
 from voiced.daemon.limits import Client
 from voiced.daemon.tokens import ANYONE, Grant
 
@@ -146,6 +148,12 @@ class Connection(ServerConnection):
         """Who is counted; None: a process of this machine without a token, which is not."""
         self.waits_for_start = False
         """It is there for a stream, and has asked for none yet: it may be cut for another."""
+        self.audio = AudioReader(self.protocol)
+
+    def process_event(self, event: Event) -> None:
+        """Take what the library has read: what comes behind it must not pass it."""
+        self.audio.take = None
+        super().process_event(event)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network."""

@@ -76,6 +76,17 @@ class Meter:
         """Nothing is ever counted here."""
         return self._messages is None and self._bytes is None and self._audio is None
 
+    def covers(self, *, size: int, audio_s: float, now_s: float) -> bool:
+        """Whether a message can be charged and nobody has to wait for it."""
+        return all(
+            bucket is None or bucket.level(now_s) >= amount
+            for bucket, amount in (
+                (self._messages, 1.0),
+                (self._bytes, float(size)),
+                (self._audio, audio_s),
+            )
+        )
+
     def charge(self, toll: Toll, *, size: int, audio_s: float, now_s: float) -> None:
         """Count a message."""
         for name, bucket, amount in (

@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 UNDETERMINED = "und"
 """`final.language` when no speech was found and none was pinned (ISO 639-2)."""
 
-_SLICE_BYTES = 8 * 1024
+MOST_BYTES = 8 * 1024
 """Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
 
 T = TypeVar("T")
@@ -226,7 +226,7 @@ class StreamSession:
             StreamBroken: A fault of ours; the caller ends the stream.
         """
         self._metrics.audio_bytes.inc(len(data))
-        for offset in range(0, len(data), _SLICE_BYTES):
+        for offset in range(0, len(data), MOST_BYTES):
             if offset:
                 await asyncio.sleep(0)
             await self._backlog.room()
@@ -234,7 +234,17 @@ class StreamSession:
                 return
             if self._is_broken:  # found while no block was taken
                 raise StreamBroken(self.name)
-            self._advance(partial(self._take, data[offset : offset + _SLICE_BYTES]))
+            self._advance(partial(self._take, data[offset : offset + MOST_BYTES]))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `feed` would take a block now, without waiting."""
+        return not (self.is_full or self.is_ending or self._is_broken)
+
+    def take(self, block: bytes) -> None:
+        """As `feed`, while there is room, for one who cannot wait; at most MOST_BYTES."""
+        self._metrics.audio_bytes.inc(len(block))
+        self._advance(partial(self._take, block))
 
     def lost(self, input_frames: int) -> None:
         """Note that the source lost audio, in frames (samples per channel) of its own rate.

@@ -26,7 +26,7 @@ from voiced.daemon.options import ServerOptions
 from voiced.daemon.outbox import Outbox
 from voiced.daemon.parking import Parking, Place
 from voiced.daemon.resume import ResumePoint
-from voiced.daemon.session import StreamSession
+from voiced.daemon.session import MOST_BYTES, StreamSession
 from voiced.daemon.stream_protocol import Action, Audio, Code, StreamProtocol, Violation
 from voiced.daemon.streams import Streams
 from voiced.daemon.wire import Cancel, Error, Flush, Resume, ServerMessage, Start, Stop
@@ -81,6 +81,13 @@ class StreamClient:
             max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
         )
         self._session: StreamSession | None = None
+        self._limit_s = settings.start_timeout_s
+        """Longest time without a message."""
+        self._armed_s = float("-inf")
+        """When the time-out for that was last set."""
+        self._fault: AudioError | DaemonError | None = None
+        """Found by `_take`; ends the conversation."""
+        self._clock = asyncio.get_running_loop().time
         self._sender = asyncio.create_task(self._send_all())
 
     async def serve(self) -> None:
@@ -143,17 +150,15 @@ class StreamClient:
 
     async def _converse(self) -> None:
         """Run the stream to `ended`; a client that sends nothing for long is at fault."""
-        limit_s = self._settings.start_timeout_s
-        idle = asyncio.timeout(limit_s)
+        idle = asyncio.timeout(self._limit_s)
         try:
             async with idle:
-                clock = asyncio.get_running_loop().time
-                armed_s = clock()
+                self._armed_s = self._clock()
                 while True:
-                    data = await self.connection.recv()
+                    data = await self._receive()
                     if self._meters and (wait_s := self._pay(data)):
                         idle.reschedule(None)  # slowed by us, which is no fault of the client
-                        armed_s = float("-inf")
+                        self._armed_s = float("-inf")
                         await asyncio.sleep(wait_s)
                     action = self._protocol.receive(data)
                     if isinstance(action, Audio) and not self._stream.is_full:
@@ -163,19 +168,72 @@ class StreamClient:
                         if await self._act(action):
                             return
                         if self._session is not None:
-                            limit_s = self._settings.idle_timeout_s
-                        armed_s = float("-inf")
-                    now_s = clock()
-                    if now_s - armed_s > limit_s / _ARMS_PER_LIMIT:
-                        idle.reschedule(now_s + limit_s)
-                        armed_s = now_s
+                            self._limit_s = self._settings.idle_timeout_s
+                        self._armed_s = float("-inf")
+                    if self._must_arm(now_s := self._clock()):
+                        idle.reschedule(now_s + self._limit_s)
+                        self._armed_s = now_s
         except TimeoutError:
             if not idle.expired():
                 raise
             is_started = self._session is not None
             found, expected = ("nothing", "audio") if is_started else ("no `start`", "`start`")
-            message = f"found {found} for {limit_s:g} s, expected {expected}"
+            message = f"found {found} for {self._limit_s:g} s, expected {expected}"
             raise _ProtocolViolation(Code.IDLE, message) from None
+
+    async def _receive(self) -> bytes | str:
+        """Return the next message that `_take` did not.
+
+        Raises:
+            AudioError, DaemonError: What went wrong there.
+        """
+        if self._session is not None:
+            self.connection.audio.take = self._take
+        try:
+            data = await self.connection.recv()
+        finally:
+            self.connection.audio.take = None
+        if self._fault is not None:
+            raise self._fault
+        return data
+
+    def _take(self, data: bytes) -> bool:
+        """Take audio as it comes in: waking a task for each block costs more than most blocks do.
+
+        False: the block needs more than that, or something went wrong with it.
+        """
+        if not 0 < len(data) <= MOST_BYTES or not self._stream.has_room:
+            return False
+        place = self._place
+        if place is not None and (place.carrier is not self or place.feeding.locked()):
+            return False
+        if self._must_arm(self._clock()) or not self._is_covered(data):
+            return False
+        if place is not None:
+            data = place.point.take(data)
+        try:
+            if data:
+                self._stream.take(data)
+        except (AudioError, DaemonError) as error:
+            self._fault = error
+            return False
+        return True
+
+    def _must_arm(self, now_s: float) -> bool:
+        """Whether it is time to set the idle time-out anew."""
+        return now_s - self._armed_s > self._limit_s / _ARMS_PER_LIMIT
+
+    def _is_covered(self, data: bytes) -> bool:
+        """Count a block of audio if nobody has to wait for it."""
+        if not self._meters:
+            return True
+        audio_s, now_s = len(data) / self._audio_bytes_per_s, time.monotonic()
+        if not all(
+            meter.covers(size=len(data), audio_s=audio_s, now_s=now_s) for meter in self._meters
+        ):
+            return False
+        self._pay(data)
+        return True
 
     def _pay(self, data: bytes | str) -> float:
         """Count a message; return how long to read nothing more.
