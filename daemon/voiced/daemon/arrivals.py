@@ -36,4 +36,9 @@ class Arrivals:
 
     def of(self, end_sample: int) -> int | None:
         """Return when the sample before `end_sample` arrived; None for one not yet here."""
-        return next((ns for end, ns in self._marks if end >= end_sample), None)
+        found = None
+        for end, ns in reversed(self._marks):  # most are asked for the newest
+            if end < end_sample:
+                break
+            found = ns
+        return found

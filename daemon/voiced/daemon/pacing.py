@@ -49,18 +49,17 @@ class CoalescingSelector(selectors.DefaultSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """Wait as `selectors.BaseSelector.select` does; events may be `gap_s` late."""
-        began_s = self._monotonic()
-        events = super().select(timeout)
-        if not events or (timeout is not None and timeout <= 0):
-            return events  # a timer is due, or the loop has other work and looks in between
-        now_s = self._monotonic()
-        wait_s = self._woken_s + self._gap_s() - now_s
-        if timeout is not None:
-            wait_s = min(wait_s, began_s + timeout - now_s)
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)  # a timer is due, or the loop looks in between
+        wait_s = self._woken_s + self._gap_s() - self._monotonic()
         if wait_s > 0:
+            if timeout is not None:
+                wait_s = min(wait_s, timeout)
+                timeout -= wait_s
             self._sleep(wait_s)
-            events = super().select(0)
-        self._woken_s = self._monotonic()
+        events = super().select(timeout)
+        if events:
+            self._woken_s = self._monotonic()
         return events
 
 
