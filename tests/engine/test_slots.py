@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 from tests.engine.test_resident import DIMS, IDS, PROMPT, SHAPE, TEXT_IDS, WEIGHTS, load
 
 from voiced.engine.backends.base import Session
-from voiced.engine.build.graph import Precision
-from voiced.engine.build.whisper_step import step_graph
+from voiced.engine.build.graph import GraphBuilder, Precision
+from voiced.engine.build.whisper_step import OPSET, best_columns, step_graph
 from voiced.engine.cells import CellCache, DecoderShape, SpanCache
 from voiced.engine.decode import BeamSearch, StepDecoder
 from voiced.engine.hotwords import ContextGraph, HotwordSearch
@@ -28,6 +30,26 @@ LIMIT = 14
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     model = step_graph(WEIGHTS, DIMS, Precision.INT8, **IDS)
     return load(tmp_path_factory.mktemp("packed"), model)
+
+
+@pytest.mark.parametrize("columns", [50_175, 2_053, 90])  # 75 in a group; a prime; few
+@pytest.mark.parametrize("top", [1, 5, 33])
+def test_the_best_columns_are_those_of_the_whole_row(
+    tmp_path: Path, columns: int, top: int
+) -> None:
+    g = GraphBuilder("best", Precision.FP32, OPSET)
+    text = g.input("text", TensorProto.FLOAT, ["A", columns])
+    wanted = g.input("top", TensorProto.INT64, [1])
+    values, ids = best_columns(g, text, wanted, columns)
+    g.output(values, "values", TensorProto.FLOAT, ["A", "K"])
+    g.output(ids, "ids", TensorProto.INT64, ["A", "K"])
+    rows = np.random.default_rng(columns + top).standard_normal((3, columns)).astype(np.float32)
+    rows[1, :top] += 9.0  # all of the best in one group
+    found = {"values": np.zeros((3, top), np.float32), "ids": np.zeros((3, top), np.int64)}
+    load(tmp_path, g.model()).bind({"text": rows, "top": np.array([top])}, found).run()
+    order = np.argsort(-rows, axis=1)[:, :top]
+    assert (found["ids"] == order).all()
+    assert (found["values"] == np.take_along_axis(rows, order, axis=1)).all()
 
 
 class Speaker:
