@@ -151,6 +151,35 @@ def test_the_outbox_sends_all_that_waits_before_it_ends() -> None:
     assert asyncio.run(scenario()) == [final(0), final(1), final(2)]
 
 
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=20))
+def test_what_can_be_sent_at_once_never_passes_what_waits(turns: list[tuple[bool, bool]]) -> None:
+    async def scenario() -> list[ServerMessage]:
+        sent: list[ServerMessage] = []
+        is_free = True
+
+        def send_now(data: bytes) -> bool:
+            if is_free:
+                sent.append(decode_server(data))
+            return is_free
+
+        async def send(text: str) -> None:
+            await asyncio.sleep(0)
+            sent.append(decode_server(text))
+
+        outbox = Outbox(send_now=send_now)
+        pump = asyncio.create_task(outbox.pump(send))
+        for segment, (is_free, yields) in enumerate(turns):  # noqa: B007 - send_now looks at it
+            outbox.put(final(segment))
+            if yields:
+                await asyncio.sleep(0)
+        outbox.close()
+        async with asyncio.timeout(10):
+            await pump
+        return sent
+
+    assert asyncio.run(scenario()) == [final(segment) for segment in range(len(turns))]
+
+
 def test_a_client_that_never_reads_is_given_up_when_the_bound_is_reached() -> None:
     async def scenario() -> None:
         outbox = Outbox(max_messages=3, send_timeout_s=3_600)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from websockets.asyncio.server import ServerConnection
-from websockets.protocol import Event
+from websockets.protocol import Event, State
 
 from voiced.daemon.audio_reader import AudioReader
 from voiced.daemon.limits import Client
@@ -154,6 +154,14 @@ class Connection(ServerConnection):
         """Take what the library has read: what comes behind it must not pass it."""
         self.audio.take = None
         super().process_event(event)
+
+    def send_now(self, text: bytes) -> bool:
+        """Send a text message if none waits to leave; False: it is not sent."""
+        if self.protocol.state is not State.OPEN or self.transport.get_write_buffer_size():
+            return False
+        self.protocol.send_text(text)
+        self.send_data()
+        return True
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the network."""

@@ -49,7 +49,9 @@ class EventsClient:
         path = connection.request.path if connection.request is not None else ""
         self._topics = wanted_topics(path)
         self.outbox = Outbox(
-            max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
+            max_bytes=settings.outbox_bytes,
+            send_timeout_s=settings.send_timeout_s,
+            send_now=connection.send_now,
         )
 
     def offer(self, message: ServerMessage) -> None:

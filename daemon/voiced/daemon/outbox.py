@@ -70,8 +70,9 @@ class LatestPartialPerSegment:
 
 
 class Outbox:
-    """Sends one client its messages, in a task of its own, so that nobody waits for it.
+    """Sends one client its messages, so that nobody waits for it.
 
+    While nothing waits, a message is sent at once, if that can be; else by a task, `pump`.
     `put` never blocks and never raises. A client that lets the queue fill up, or a single
     message wait longer than `send_timeout_s`, is given up: `pump` raises SlowClient.
     """
@@ -82,9 +83,12 @@ class Outbox:
         max_bytes: int = 1 << 20,
         max_messages: int = 1_000,
         send_timeout_s: float = 20.0,
+        send_now: Callable[[bytes], bool] = lambda data: False,
     ) -> None:
+        """`send_now` sends a message if nobody has to wait for it, and says whether it did."""
         self._queue = LatestPartialPerSegment(max_bytes=max_bytes, max_messages=max_messages)
         self._send_timeout_s = send_timeout_s
+        self._send_now = send_now
         self._wake = asyncio.Event()
         self._sending: asyncio.Timeout | None = None
         self._overflow: SlowClient | None = None
@@ -114,6 +118,8 @@ class Outbox:
         if self._is_closed or self._overflow is not None:
             return
         if len(self._queue) == 0 and self._sending is None:
+            if self._send_now(encode(message)):
+                return
             self._moved_s = asyncio.get_running_loop().time()
         try:
             self._queue.put(message)

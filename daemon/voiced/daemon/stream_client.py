@@ -78,7 +78,9 @@ class StreamClient:
         self._audio_bytes_per_s = float("inf")
         self._protocol = StreamProtocol()
         self.outbox = Outbox(
-            max_bytes=settings.outbox_bytes, send_timeout_s=settings.send_timeout_s
+            max_bytes=settings.outbox_bytes,
+            send_timeout_s=settings.send_timeout_s,
+            send_now=connection.send_now,
         )
         self._session: StreamSession | None = None
         self._limit_s = settings.start_timeout_s
