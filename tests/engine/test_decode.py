@@ -72,6 +72,14 @@ def test_beam_one_is_greedy(seed: int) -> None:
     assert found.tokens == tuple(text)
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("seed", range(10))
+def test_each_token_has_its_own_log_probability(beam: int, seed: int) -> None:
+    for found in search(beam, limit=12, seed=seed).results():
+        own = [logits(found.tokens[:i], seed)[t] for i, t in enumerate(found.tokens)]
+        assert found.log_probs == pytest.approx(own, abs=1e-4)
+
+
 @given(st.integers(1, 6), st.integers(2, 30), st.integers(0, 1000))
 def test_the_search_ends_within_its_limit_with_ordered_results(
     beam: int, limit: int, seed: int

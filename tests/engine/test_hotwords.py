@@ -166,6 +166,14 @@ def test_a_beam_as_wide_as_the_tree_finds_the_text_of_best_rank(seed: int) -> No
         assert found.bonus == pytest.approx(same.bonus, abs=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_the_bonus_is_in_no_token_s_log_probability(seed: int) -> None:
+    graph = ContextGraph([((seed % VOCABULARY, 5), 1.5), ((7,), 0.5)], follows)
+    for found in guided(graph, beam=3, limit=12, seed=seed, top=9).results():
+        own = [logits(found.tokens[:i], seed)[t] for i, t in enumerate(found.tokens)]
+        assert found.log_probs == pytest.approx(own, abs=1e-4)
+
+
 @given(st.integers(1, 4), st.integers(0, 200))
 def test_a_row_that_may_not_go_on_is_not_revived_by_a_bonus(beam: int, seed: int) -> None:
     graph = ContextGraph([((token,), 10.0) for token in range(VOCABULARY)], never)

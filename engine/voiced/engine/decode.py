@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -67,6 +68,8 @@ class Hypothesis:
     """The model ended it by itself; False after a loop or the token limit."""
     bonus: float = 0.0
     """Of hotwords, per token; what it was ranked by beside `score`."""
+    log_probs: tuple[float, ...] = ()
+    """Of each token; empty: not known."""
 
     @property
     def rank(self) -> float:
@@ -94,6 +97,8 @@ class BeamSearch:
         """Summed log-probability of each live row; `DEAD` for one that may not go on."""
         self.parents: list[int] = []
         """The row of the last step that each row continues."""
+        self._totals: list[tuple[float, ...]] = []
+        """The score of each live row after each of its tokens."""
         self._ended: list[Hypothesis] = []
         self.done = False
 
@@ -102,6 +107,7 @@ class BeamSearch:
         kept = [i for i, t in enumerate(tokens) if int(t) not in banned][: self.beam]
         self.rows = [(int(tokens[i]),) for i in kept]
         self.scores = [float(scores[i]) for i in kept]
+        self._totals = [(score,) for score in self.scores]
 
     def advance(self, scores: Float, parents: Int, tokens: Int, ends: Float) -> None:
         """Take one step's answer.
@@ -122,11 +128,15 @@ class BeamSearch:
             DEAD if float(s) <= DEAD or in_loop(row) else float(s)
             for s, row in zip(scores, self.rows, strict=True)
         ]
+        self._totals = [
+            (*self._totals[p], s) for p, s in zip(self.parents, self.scores, strict=True)
+        ]
         self.done = self._finished()
 
     def _close(self, row: int, total: float, *, ended: bool) -> Hypothesis:
         tokens = self.rows[row]
-        return Hypothesis(tokens, total / (len(tokens) + 1), ended)
+        steps = tuple(after - before for before, after in pairwise((0.0, *self._totals[row])))
+        return Hypothesis(tokens, total / (len(tokens) + 1), ended, log_probs=steps)
 
     def _finished(self) -> bool:
         length, best_live = len(self.rows[0]), max(self.scores)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -176,8 +178,8 @@ class HotwordSearch(BeamSearch):
         self.top = top
         self._graph = graph
         self._nodes: list[Node] = []
-        self._bonus: list[float] = []
-        """What of each row's score is bonus."""
+        self._bonus: list[tuple[float, ...]] = []
+        """What of each row's score is bonus, after each of its tokens."""
 
     def begin(self, scores: Float, tokens: Int, *, banned: frozenset[int]) -> None:
         """Take the first tokens; at least `top` + len(`banned`) of them."""
@@ -187,7 +189,7 @@ class HotwordSearch(BeamSearch):
         order = order[: self.beam]
         super().begin(biased[order], tokens[order], banned=banned)
         self._nodes = [ways[i][0] for i in order]
-        self._bonus = [ways[i][1] for i in order]
+        self._bonus = [(ways[i][1],) for i in order]
 
     def advance(self, scores: Float, parents: Int, tokens: Int, ends: Float) -> None:
         """Take one step's answer: `top` candidates; see `BeamSearch.advance`."""
@@ -199,15 +201,17 @@ class HotwordSearch(BeamSearch):
                 continue
             node, gain = self._graph.step(self._nodes[row], self.rows[row][-1], int(token))
             biased[i] += gain
-            ways.append((node, self._bonus[row] + gain))
+            ways.append((node, self._bonus[row][-1] + gain))
         order = np.argsort(-biased, kind="stable")[: self.beam]
         last: npt.NDArray[np.float64] = np.array([self._graph.finish(n) for n in self._nodes])
         super().advance(biased[order], parents[order], tokens[order], (ends + last).astype("f4"))
         self._nodes = [ways[i][0] for i in order]
-        self._bonus = [ways[i][1] for i in order]
+        self._bonus = [(*self._bonus[parents[i]], ways[i][1]) for i in order]
 
     def _close(self, row: int, total: float, *, ended: bool) -> Hypothesis:
         found = super()._close(row, total, ended=ended)
-        bonus = self._bonus[row] + (self._graph.finish(self._nodes[row]) if ended else 0.0)
+        bonus = self._bonus[row][-1] + (self._graph.finish(self._nodes[row]) if ended else 0.0)
         mean = bonus / (len(found.tokens) + 1)
-        return Hypothesis(found.tokens, found.score - mean, found.ended, bonus=mean)
+        gains = (after - before for before, after in pairwise((0.0, *self._bonus[row])))
+        own = tuple(both - gain for both, gain in zip(found.log_probs, gains, strict=True))
+        return replace(found, score=found.score - mean, bonus=mean, log_probs=own)
