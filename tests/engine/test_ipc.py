@@ -40,6 +40,7 @@ transcript = st.builds(
     confidence=finite,
     stable_chars=counts,
     words=st.lists(word, max_size=3).map(tuple),
+    chances=st.lists(finite, max_size=3).map(tuple),
     n_best=st.lists(st.tuples(names, finite), max_size=3).map(tuple),
     timings=st.builds(Timings, queue_ms=finite, steps=counts),
     bundle=names,

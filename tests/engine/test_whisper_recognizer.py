@@ -18,6 +18,7 @@ from voiced.engine.errors import BundleError, UnknownLanguage
 from voiced.engine.families.whisper_graphs import cell_lengths
 from voiced.engine.families.whisper_model import WhisperModel
 from voiced.engine.recognizer import Recognizer, load_recognizer
+from voiced.engine.stable import tokens_of
 from voiced.engine.types import EngineConfig, Gear, Request, RequestKind, Transcript
 
 pytestmark = pytest.mark.model
@@ -97,6 +98,20 @@ def test_a_partial_is_greedy_and_says_the_same(
     assert recognizer.batch_key(final) != recognizer.batch_key(
         ask(clips[EN], "en", RequestKind.PARTIAL)
     )
+
+
+def test_partials_and_early_texts_say_how_sure_each_word_is(
+    recognizer: Recognizer, clips: dict[str, np.ndarray]
+) -> None:
+    for kind in (RequestKind.PARTIAL, RequestKind.EAGER):
+        for name, language in ((EN, "en"), (EN_LONG, "en"), (ZH, "zh")):
+            answer = one(recognizer, ask(clips[name], language, kind))
+            assert len(answer.chances) == len(tokens_of(answer.text)) > 5
+            assert all(0 < chance <= 1 for chance in answer.chances)
+            assert min(answer.chances) < answer.confidence < max(answer.chances)
+    assert one(recognizer, ask(clips[EN], "en")).chances == ()
+    pieces = one(recognizer, ask(np.tile(clips[EN_LONG], 4), "en", RequestKind.PARTIAL))
+    assert len(pieces.chances) == len(tokens_of(pieces.text))
 
 
 def test_what_no_gear_holds_is_read_piece_by_piece(

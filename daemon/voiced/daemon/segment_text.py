@@ -34,7 +34,11 @@ class SegmentText:
         One that was searched as a final will be the final, if nothing more is said.
         """
         text, stable_chars = self._tracker.update(
-            transcript.text, transcript.language, 1.0 if is_searched else transcript.confidence
+            transcript.text,
+            transcript.language,
+            transcript.confidence,
+            transcript.chances,
+            is_searched=is_searched,
         )
         if not text or (text, stable_chars) == self._last:
             return None

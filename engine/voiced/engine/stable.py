@@ -2,13 +2,15 @@
 
 `PartialTracker` decides which part of a growing text is settled, by LocalAgreement: what some
 hypotheses in a row begin with is committed (Macháček, Dabre and Bojar, "Turning Whisper into
-Real-Time Transcription System", 2023, section 3), two where the recogniser is sure and more where
-it is not.
+Real-Time Transcription System", 2023, section 3), two where the recogniser is sure of its words and
+more where it is not.
 """
 
 from __future__ import annotations
 
+import codecs
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -53,6 +55,33 @@ def tokens_of(text: str) -> list[Token]:
     return found
 
 
+def chances_of(text: str, pieces: Iterable[tuple[bytes, float]]) -> tuple[float, ...]:
+    """Return how likely each word of a text is: as likely as the least likely of its tokens.
+
+    Args:
+        text: What became of the tokens: cased, converted or trimmed, but with the same words.
+        pieces: UTF-8 of each token, where a character may be cut, and its probability.
+
+    Returns:
+        One for each of `tokens_of(text)`; none where the tokens have another number of words.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+    said, likely, lowest = "", list[float](), 1.0
+    for piece, chance in pieces:
+        lowest = min(lowest, chance)
+        chars = decoder.decode(piece)
+        said += chars
+        likely += [lowest] * len(chars)
+        if not decoder.getstate()[0]:  # no character is half read
+            lowest = 1.0
+        elif chars:
+            lowest = chance
+    words = tokens_of(said)
+    if len(words) != len(tokens_of(text)):
+        return ()
+    return tuple(min(likely[word.start : word.end]) for word in words)
+
+
 def stands_alone(char: str) -> bool:
     """Whether a character of Han or kana, written without spaces between words."""
     code = ord(char)
@@ -89,8 +118,15 @@ class _Trust:
 
 
 _TRUST = (_Trust(0.8, 2, 0), _Trust(0.65, 3, 1), _Trust(0.0, 5, 2))
-"""LocalAgreement-2 where the recogniser is sure, more where it is not
-(docs/decisions/0013-stable-words.md)."""
+"""Where the recogniser does not say how sure it is of each word: LocalAgreement-2 where it is sure
+of the whole, more where it is not (docs/decisions/0013-stable-words.md)."""
+
+MOST_DOUBT = 0.07
+"""Of the words that are settled together, in the mean. The doubt of a word is what its probability
+lacks of 1, divided by the hypotheses that agree on it (docs/decisions/0013-stable-words.md)."""
+SEARCHED = 4
+"""Hypotheses that a text counts for which was searched as a final. It is the final unless speech
+goes on, and it had the wider search."""
 
 
 class PartialTracker:
@@ -105,7 +141,15 @@ class PartialTracker:
         """Words of the last hypothesis, and how many in a row agreed up to each."""
         self._language = ""
 
-    def update(self, text: str, language: str, confidence: float = 1.0) -> tuple[str, int]:
+    def update(
+        self,
+        text: str,
+        language: str,
+        confidence: float = 1.0,
+        chances: Sequence[float] = (),
+        *,
+        is_searched: bool = False,
+    ) -> tuple[str, int]:
         """Take the newest hypothesis for the segment so far.
 
         A hypothesis in another language than the one before agrees with nothing.
@@ -113,27 +157,57 @@ class PartialTracker:
         Args:
             text: The whole text.
             language: Its language.
-            confidence: How sure the recogniser is of it, 0 to 1; 1 for a text that will be the
-                final if nothing more is said.
+            confidence: How sure the recogniser is of it, 0 to 1.
+            chances: How sure it is of each word of `tokens_of(text)`; empty if it does not say.
+            is_searched: The text will be the final if nothing more is said.
 
         Returns:
             The text to show, and how many of its first characters will never change. Punctuation
             behind the last settled word is not settled: the next word may take it away.
         """
-        shown = continue_from(self._stable, text)
+        shown, used = _continued(self._stable, text)
         tokens = tokens_of(shown)
         before = self._previous if language == self._language else []
         agreed = _agreement([token.norm for token in tokens], before)
-        trust = next(each for each in _TRUST if confidence >= each.confidence)
-        for number, (token, count) in enumerate(zip(tokens, agreed, strict=True), start=1):
-            if token.end <= len(self._stable):
-                continue
-            if count < trust.agreed or len(tokens) - number < trust.behind:
-                break
-            self._stable = shown[: token.end]
+        done = sum(token.end <= len(self._stable) for token in tokens)
+        new, own = agreed[done:], chances[used:]
+        if len(own) == len(new):
+            more = _settled_by_chances(new, own, is_searched=is_searched)
+        else:
+            more = _settled_by_confidence(new, 1.0 if is_searched else confidence)
+        if more:
+            self._stable = shown[: tokens[done + more - 1].end]
         self._previous = [(t.norm, count) for t, count in zip(tokens, agreed, strict=True)]
         self._language = language
         return shown, len(self._stable)
+
+
+def _settled_by_chances(
+    agreed: Sequence[int], chances: Sequence[float], *, is_searched: bool
+) -> int:
+    """Return how many of the next words are settled: the most whose mean doubt is small enough.
+
+    A word in doubt waits until more hypotheses agree, or until sure words stand behind it. The last
+    word needs a second hypothesis, however sure it is: it may be half said.
+    """
+    more = SEARCHED - 1 if is_searched else 0
+    doubt, settled = 0.0, 0
+    for number, (count, chance) in enumerate(zip(agreed, chances, strict=True), start=1):
+        if number == len(agreed) and count + more < 2:
+            break
+        doubt += (1 - chance) / (count + more)
+        if doubt <= MOST_DOUBT * number:
+            settled = number
+    return settled
+
+
+def _settled_by_confidence(agreed: Sequence[int], confidence: float) -> int:
+    """Return how many of the next words are settled by a hypothesis of this confidence."""
+    trust = next(each for each in _TRUST if confidence >= each.confidence)
+    for number, count in enumerate(agreed, start=1):
+        if count < trust.agreed or len(agreed) - number < trust.behind:
+            return number - 1
+    return len(agreed)
 
 
 def _agreement(words: list[str], before: list[tuple[str, int]]) -> list[int]:
@@ -152,14 +226,18 @@ def continue_from(stable: str, text: str) -> str:
     The two are aligned by edit distance over words, so a hypothesis that differs inside of the
     settled part neither repeats nor swallows the words behind it.
     """
+    return _continued(stable, text)[0]
+
+
+def _continued(stable: str, text: str) -> tuple[str, int]:
+    """`continue_from`, and how many words of `text` the settled ones stand for."""
     if not stable:
-        return text
+        return text, 0
     tokens = tokens_of(text)
     used = _aligned_length([token.norm for token in tokens_of(stable)], [t.norm for t in tokens])
     rest = text[tokens[used - 1].end :] if used else text
-    if rest and _would_join(stable[-1], rest[0]):
-        return f"{stable} {rest}"
-    return stable + rest
+    between = " " if rest and _would_join(stable[-1], rest[0]) else ""
+    return stable + between + rest, used
 
 
 def _would_join(left: str, right: str) -> bool:

@@ -106,6 +106,9 @@ class Transcript:
     stable_chars: int = 0
     """The first this many characters of `text` never change in later revisions."""
     words: tuple[Word, ...] = ()
+    chances: tuple[float, ...] = ()
+    """Of each word of `text` as `stable.tokens_of` reads it, the lowest probability of its tokens;
+    of partials and eager texts. Empty: not known."""
     n_best: tuple[tuple[str, float], ...] = ()
     timings: Timings = field(default_factory=Timings)
     bundle: str = ""

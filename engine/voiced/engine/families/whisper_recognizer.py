@@ -16,6 +16,7 @@ from voiced.audio.frames import RATE_HZ
 from voiced.engine.backends.base import Backend
 from voiced.engine.batch import LockstepKey
 from voiced.engine.bundle import Bundle
+from voiced.engine.decode import Hypothesis
 from voiced.engine.errors import EngineError, UnknownLanguage
 from voiced.engine.families.whisper import (
     clean_text,
@@ -27,6 +28,7 @@ from voiced.engine.families.whisper import (
 from voiced.engine.families.whisper_batch import WhisperBatch
 from voiced.engine.families.whisper_model import Decoded, Utterance, WhisperModel
 from voiced.engine.split import split_quietly
+from voiced.engine.stable import chances_of
 from voiced.engine.tally import GearTally
 from voiced.engine.types import (
     EngineConfig,
@@ -262,13 +264,15 @@ class WhisperRecognizer:
                 (self._text(kept[0], i), hypothesis.score)
                 for i, hypothesis in enumerate(kept[0].hypotheses[: self._n_best])
             )
+        is_final = request.kind is RequestKind.FINAL
         return Transcript(
             segment=request.segment.id,
             revision=request.revision,
             text=text,
-            is_final=request.kind is RequestKind.FINAL,
+            is_final=is_final,
             language=language,
             confidence=math.exp(sum(scores) / len(scores)) if text else 0.0,
+            chances=() if is_final else self._chances(text, [p.hypotheses[0] for p in kept]),
             n_best=alternatives,
             timings=timings,
             bundle=self._info.bundle,
@@ -277,6 +281,17 @@ class WhisperRecognizer:
     def _text(self, decoded: Decoded, index: int) -> str:
         raw = self.model.vocabulary.text(decoded.hypotheses[index].tokens)
         return clean_text(raw, decoded.language.code)
+
+    def _chances(self, text: str, found: Sequence[Hypothesis]) -> tuple[float, ...]:
+        bytes_of = self.model.vocabulary.pieces
+        pieces: list[tuple[bytes, float]] = []
+        for each in found:
+            pieces.append((b" ", 1.0))  # `join_pieces` may have put none
+            pieces += [
+                (bytes_of[token], min(1.0, math.exp(log_prob)))
+                for token, log_prob in zip(each.tokens, each.log_probs, strict=True)
+            ]
+        return chances_of(text, pieces)
 
     def close(self) -> None:
         """Drop sessions and buffers."""
