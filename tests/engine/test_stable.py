@@ -82,16 +82,16 @@ def test_a_sure_word_is_settled_at_once_and_one_in_doubt_holds_those_behind_it()
         return [text[:stable] for text, stable in found]
 
     assert settled([1, 1, 1, 0.95]) == ["turn on the", *["turn on the lamp"] * 4]
-    assert settled([1, 1, 1, 0.7]) == [*["turn on the"] * 4, "turn on the lamp"]
-    assert settled([0.2, 0.9, 0.9, 0.9]) == ["", "", "", "turn on the lamp", "turn on the lamp"]
+    assert settled([1, 1, 1, 0.75]) == [*["turn on the"] * 4, "turn on the lamp"]
+    assert settled([0.4, 0.9, 0.9, 0.9]) == ["", "", "", "turn on the lamp", "turn on the lamp"]
     assert settled([0.0, 0.0, 0.9, 0.9]) == [""] * 5
 
 
 def test_a_word_in_doubt_is_carried_by_sure_ones_behind_it() -> None:
     tracker = PartialTracker()
-    assert tracker.update("turn", "en", 0.9, [0.8]) == ("turn", 0)
+    assert tracker.update("turn", "en", 0.9, [0.85]) == ("turn", 0)
     tracker = PartialTracker()
-    assert tracker.update("turn on the lamp", "en", 0.9, [0.8, 1.0, 1.0, 1.0])[1] == 11
+    assert tracker.update("turn on the lamp", "en", 0.9, [0.85, 1.0, 1.0, 1.0])[1] == 11
 
 
 def test_the_last_word_may_be_half_said() -> None:
@@ -104,7 +104,7 @@ def test_the_last_word_may_be_half_said() -> None:
 
 
 def test_a_text_that_was_searched_as_a_final_counts_for_four() -> None:
-    chances = [0.75, 0.75]
+    chances = [0.8, 0.8]
     tracker = PartialTracker()
     assert [tracker.update("turn on", "en", 0.7, chances)[1] for _ in range(4)] == [0, 0, 0, 7]
     assert PartialTracker().update("turn on", "en", 0.7, chances, is_searched=True)[1] == 7

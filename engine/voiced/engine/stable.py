@@ -121,7 +121,7 @@ _TRUST = (_Trust(0.8, 2, 0), _Trust(0.65, 3, 1), _Trust(0.0, 5, 2))
 """Where the recogniser does not say how sure it is of each word: LocalAgreement-2 where it is sure
 of the whole, more where it is not (docs/decisions/0013-stable-words.md)."""
 
-MOST_DOUBT = 0.07
+MOST_DOUBT = 0.06
 """Of the words that are settled together, in the mean. The doubt of a word is what its probability
 lacks of 1, divided by the hypotheses that agree on it (docs/decisions/0013-stable-words.md)."""
 SEARCHED = 4
