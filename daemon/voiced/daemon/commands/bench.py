@@ -231,7 +231,7 @@ def frontend(
     tables = [chain.table()]
     daemon: daemon_cost.DaemonFigures | None = None
     if streams:
-        with progress(2 * len(daemon_cost.MESSAGE_MS), "daemon") as advance:
+        with progress(3 * len(daemon_cost.MESSAGE_MS), "daemon") as advance:
             daemon = daemon_cost.run(
                 speech=speech, source=source, seconds=play_s, streams=streams, advance=advance
             )
