@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from voiced.daemon.pacing import FREE_STREAMS, MAX_GAP_S, CoalescingSelector, gap_s
+from voiced.daemon.pacing import (
+    FREE_STREAMS,
+    MAX_GAP_S,
+    QUIET_MAX_GAP_S,
+    CoalescingSelector,
+    gap_s,
+)
 
 
 class Clock:
@@ -40,11 +46,19 @@ def ready(events: list[tuple[selectors.SelectorKey, int]]) -> set[int]:
     return {key.fd for key, _ in events}
 
 
-def test_few_streams_are_answered_at_once_and_many_wait_at_most_the_longest_gap() -> None:
-    assert [gap_s(n) for n in range(FREE_STREAMS)] == [0.0] * FREE_STREAMS
-    gaps = [gap_s(n) for n in range(FREE_STREAMS, 500)]
+@pytest.mark.parametrize(("is_quiet", "longest"), [(False, MAX_GAP_S), (True, QUIET_MAX_GAP_S)])
+def test_few_streams_are_answered_at_once_and_many_wait_at_most_the_longest_gap(
+    is_quiet: bool, longest: float
+) -> None:
+    few = [gap_s(n, is_quiet=is_quiet) for n in range(FREE_STREAMS)]
+    assert few == [0.0] * FREE_STREAMS
+    gaps = [gap_s(n, is_quiet=is_quiet) for n in range(FREE_STREAMS, 500)]
     assert gaps == sorted(gaps)
-    assert 0 < gaps[0] < gaps[-1] == MAX_GAP_S
+    assert 0 < gaps[0] < gaps[-1] == longest
+
+
+def test_quiet_streams_are_looked_at_less_often() -> None:
+    assert all(gap_s(n, is_quiet=True) > gap_s(n, is_quiet=False) for n in range(4, 500))
 
 
 def test_events_soon_after_a_wake_up_gather_until_the_gap_is_over(

@@ -117,6 +117,26 @@ def test_latency_counts_from_the_arrival_of_the_segments_last_audio() -> None:
     run(scenario)
 
 
+def test_a_stream_is_quiet_again_when_what_was_said_is_answered() -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        session = bench.open(Start(v=1, audio=AudioParams(), partials=False))
+        bench.engine.gate.clear()
+        seen = [session.is_quiet]
+        for part in (WORD[:16_000], WORD[16_000:32_000], WORD[32_000:]):  # 0.5, 1 and 3 s
+            await session.feed(part)
+            seen.append(session.is_quiet)
+        assert seen == [True, True, False, False]
+        bench.engine.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert bench.of(Final)
+        assert session.is_quiet
+        await session.finish()
+
+    run(scenario)
+
+
 def test_partials_grow_until_the_final_and_never_after() -> None:
     async def scenario() -> None:
         bench = Bench(front=FrontSettings(grown_ms=200))

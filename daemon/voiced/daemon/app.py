@@ -33,6 +33,7 @@ from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneRunner
 from voiced.daemon.model_change import ModelChange
 from voiced.daemon.overload import OverloadRules
+from voiced.daemon.pacing import gap_s
 from voiced.daemon.part_settings import (
     engine_config,
     front_defaults,
@@ -195,10 +196,9 @@ class Daemon:
             on_stopping=self._streams.refuse,
         )
 
-    @property
-    def open_streams(self) -> int:
-        """Streams that are open now, the microphone's included."""
-        return len(self._streams)
+    def wake_gap_s(self) -> float:
+        """Return the least time between two wake-ups of the event loop that runs this, seconds."""
+        return gap_s(len(self._streams), is_quiet=self._streams.is_quiet)
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT; a second signal ends the process at once with status 1.

@@ -18,13 +18,25 @@ STREAM_GAP_S = 0.00125
 """Added to the least time between two wake-ups by each open stream."""
 MAX_GAP_S = 0.02
 """Longest of these: an answer or a block of audio waits at most so long."""
+QUIET_STREAM_GAP_S, QUIET_MAX_GAP_S = 0.004, 0.05
+"""The same while nobody speaks or waits for an answer: speech is noticed so much later, and audio
+in front of it is kept for half a second."""
 FREE_STREAMS = 4
 """With fewer streams every event is handled at once."""
 
 
-def gap_s(streams: int) -> float:
-    """Return the least time between two wake-ups with so many streams, in seconds."""
-    return min(streams * STREAM_GAP_S, MAX_GAP_S) if streams >= FREE_STREAMS else 0.0
+def gap_s(streams: int, *, is_quiet: bool) -> float:
+    """Return the least time between two wake-ups with so many streams, in seconds.
+
+    Args:
+        streams: Open ones.
+        is_quiet: Nobody speaks on any of them, and none has an answer to come.
+    """
+    if streams < FREE_STREAMS:
+        return 0.0
+    if is_quiet:
+        return min(streams * QUIET_STREAM_GAP_S, QUIET_MAX_GAP_S)
+    return min(streams * STREAM_GAP_S, MAX_GAP_S)
 
 
 class CoalescingSelector(selectors.DefaultSelector):
@@ -63,6 +75,6 @@ class CoalescingSelector(selectors.DefaultSelector):
         return events
 
 
-def new_loop(streams: Callable[[], int]) -> asyncio.AbstractEventLoop:
-    """Make a loop paced by the number of open streams."""
-    return asyncio.SelectorEventLoop(CoalescingSelector(lambda: gap_s(streams())))
+def new_loop(gap_s: Callable[[], float]) -> asyncio.AbstractEventLoop:
+    """Make a loop that lets `gap_s` seconds pass between two wake-ups."""
+    return asyncio.SelectorEventLoop(CoalescingSelector(gap_s))

@@ -180,6 +180,11 @@ class StreamSession:
         return self._ending is not None
 
     @property
+    def is_quiet(self) -> bool:
+        """No segment is open or unanswered."""
+        return self._open is None and not self._answers and self._ending is None
+
+    @property
     def is_full(self) -> bool:
         """Too much speech is unanswered: `feed` will wait."""
         return self._backlog.is_full

@@ -90,6 +90,11 @@ class Streams:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Nobody speaks on any stream, and none has an answer to come."""
+        return all(session.is_quiet for session in self._sessions.values())
+
     def refusal(self) -> StreamRefused | None:
         """Return why no stream would be opened now; None when one would."""
         if self._is_draining:

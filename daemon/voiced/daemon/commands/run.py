@@ -64,7 +64,7 @@ def run(
         passed=passed,
         read_settings=lambda: load(file=config_file, flags=flags).settings,
     )
-    with asyncio.Runner(loop_factory=lambda: new_loop(lambda: daemon.open_streams)) as runner:
+    with asyncio.Runner(loop_factory=lambda: new_loop(daemon.wake_gap_s)) as runner:
         return runner.run(daemon.run())
 
 
