@@ -220,17 +220,12 @@ def _agreement(words: list[str], before: list[tuple[str, int]]) -> list[int]:
     return counts
 
 
-def continue_from(stable: str, text: str) -> str:
-    """Return `stable` and what `text` says after the words that correspond to it.
+def _continued(stable: str, text: str) -> tuple[str, int]:
+    """Return `stable` and what `text` says after the words that correspond to it, and their number.
 
     The two are aligned by edit distance over words, so a hypothesis that differs inside of the
     settled part neither repeats nor swallows the words behind it.
     """
-    return _continued(stable, text)[0]
-
-
-def _continued(stable: str, text: str) -> tuple[str, int]:
-    """`continue_from`, and how many words of `text` the settled ones stand for."""
     if not stable:
         return text, 0
     tokens = tokens_of(text)
