@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from voiced.daemon.commands.child import (
     child_daemon,
     child_failures,
     cpu_s,
+    descendants,
     peak_bytes,
 )
 from voiced.daemon.commands.demo import Clip, DemoFailed, Heard, Summary, _show, check
@@ -143,3 +148,33 @@ def test_a_stream_that_the_daemon_refuses_is_one_error() -> None:
 
     with pytest.raises(DemoFailed, match="busy: all taken"):
         asyncio.run(scenario())
+
+
+def test_processes_below_one_are_found_while_its_threads_and_children_come_and_go() -> None:
+    hidden = "import subprocess, sys; subprocess.run(['sleep', '60'])"
+    with subprocess.Popen([sys.executable, "-c", hidden]) as parent:
+        stop = threading.Event()
+
+        def churn() -> None:
+            while not stop.is_set():
+                threads = [threading.Thread(target=int) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                subprocess.run(["true"], check=True)
+
+        churning = threading.Thread(target=churn)
+        churning.start()
+        try:
+            assert all(parent.pid in descendants(os.getpid()) for _ in range(2_000))
+            deadline_s = time.monotonic() + 30
+            while not descendants(parent.pid):
+                assert time.monotonic() < deadline_s
+            (sleeping,) = descendants(parent.pid)
+            assert sleeping in descendants(os.getpid())
+        finally:
+            stop.set()
+            churning.join()
+            for pid in descendants(parent.pid):
+                os.kill(pid, signal.SIGKILL)
+            parent.kill()
+    assert descendants(parent.pid) == []

@@ -20,6 +20,9 @@ import numpy as np
 import zmq
 from websockets.asyncio.client import ClientConnection, connect
 
+from voiced.bench.workers import is_worker
+from voiced.daemon.commands.child import descendants
+
 RATE_HZ = 16_000
 DEADLINE_S = 60.0
 FAKE = ("--model", "fake", "--set", "vad.kind=webrtc")
@@ -71,14 +74,8 @@ class Daemon:
         return f"ws://{where['host']}:{where['port']}/v1/stream"
 
     def worker_pids(self) -> list[int]:
-        """Engine workers: children of the daemon that run its module."""
-        found = []
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                with contextlib.suppress(FileNotFoundError):
-                    if b"voiced.engine.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                        found.append(int(child))
-        return found
+        """Engine workers: processes below the daemon that run its module."""
+        return [pid for pid in descendants(self.process.pid) if is_worker(pid)]
 
     def wait_exit(self) -> int:
         try:

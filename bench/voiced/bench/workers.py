@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
 from pathlib import Path
+
+from voiced.daemon.commands.child import descendants
 
 _DEATH_S = 60.0
 """Longest wait for a killed process to be gone."""
 
 
 def worker_of(daemon: int) -> int | None:
-    """Return the pid of a daemon's engine worker: its child that runs the worker's module."""
-    with contextlib.suppress(OSError, ValueError):
-        for task in Path(f"/proc/{daemon}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if _is_worker(int(child)):
-                    return int(child)
-    return None
+    """Return the pid of a daemon's engine worker: the process that runs its module."""
+    return next((pid for pid in descendants(daemon) if is_worker(pid)), None)
 
 
 def kill_worker(pid: int) -> bool:
@@ -37,7 +33,7 @@ def kill_worker(pid: int) -> bool:
     try:
         is_gone = select.poll()
         is_gone.register(handle, select.POLLIN)
-        if is_gone.poll(0) or not _is_worker(pid):  # it is ending, or the number is another's now
+        if is_gone.poll(0) or not is_worker(pid):  # it is ending, or the number is another's now
             return False
         signal.pidfd_send_signal(handle, signal.SIGKILL)
         if not is_gone.poll(1000 * _DEATH_S):
@@ -47,7 +43,7 @@ def kill_worker(pid: int) -> bool:
         os.close(handle)
 
 
-def _is_worker(pid: int) -> bool:
+def is_worker(pid: int) -> bool:
     """Whether it runs the worker's module; a process that has ended runs nothing."""
     try:
         return b"voiced.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -50,7 +50,7 @@ class ChildDaemon:
 
     def family(self) -> tuple[int, ...]:
         """The daemon and all processes below it, the daemon first."""
-        return (self.pid, *_descendants(self.pid))
+        return (self.pid, *descendants(self.pid))
 
 
 @contextlib.contextmanager
@@ -135,11 +135,25 @@ def peak_bytes(pids: Sequence[int]) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines)
 
 
-def _descendants(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            yield int(child)
-            yield from _descendants(int(child))
+def descendants(pid: int) -> list[int]:
+    """Return the processes below one, parents before their children; empty once it has ended.
+
+    By each thread's list in proc(5). A thread or a process that ends between being listed and
+    being read started nothing that still hangs on it: its children have moved to another parent.
+    """
+    found = []
+    for child in _children(pid):
+        found += [child, *descendants(child)]
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def _wait_ready(process: subprocess.Popen[bytes], addresses: Path, log: Path) -> dict[str, Any]:
