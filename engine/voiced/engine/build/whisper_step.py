@@ -102,6 +102,12 @@ def step_graph(
         axis=0,
     )
 
+    mask = g.op("Concat", cache_mask, new_mask, axis=-1)
+    # as scores of cross-attention lie, [N, 1, S, B]: repeated for each row, or every addition would
+    # go through memory in steps of B values
+    columns = g.op("Concat", g.ints(1, 1, 1), g.op("Shape", tokens, start=1, end=2), axis=0)
+    span_mask = g.op("Expand", g.op("Transpose", cross_mask, perm=[0, 1, 3, 2]), columns)
+
     for layer in range(dims.decoder_layers):
         name = f"decoder/layer_{layer}"
         past_k = g.input(f"self_k_{layer}", f32, ["N", heads, width, "C"])
@@ -118,16 +124,8 @@ def step_graph(
         g.output(k, f"new_k_{layer}", f32, ["N", heads, width, "B"])
         g.output(v, f"new_v_{layer}", f32, ["N", heads, "B", width])
         k, v = f"new_k_{layer}", f"new_v_{layer}"
-        weights = g.op(
-            "Softmax",
-            g.op(
-                "Concat",
-                g.op("Add", g.op("MatMul", q, past_k), cache_mask),
-                g.op("Add", g.op("MatMul", q, k), new_mask),
-                axis=-1,
-            ),
-            axis=-1,
-        )
+        scores = g.op("Concat", g.op("MatMul", q, past_k), g.op("MatMul", q, k), axis=-1)
+        weights = g.op("Softmax", g.op("Add", scores, mask), axis=-1)
         from_past, from_new = g.ops("Split", 2, weights, split_at, axis=-1)
         context = g.op("Add", g.op("MatMul", from_past, past_v), g.op("MatMul", from_new, v))
         attended = g.row_linear(packed(context), *w.linear(f"{name}/self_attention/linear_1"))
@@ -138,10 +136,9 @@ def step_graph(
             *scaled(*w.linear(f"{name}/attention/linear_0"), d, scale),
         )
         q = spread(g.op("Gather", q, place, axis=0), keys=True)
-        scores = g.op("Transpose", g.op("MatMul", cross_k, q), perm=[0, 1, 3, 2])
-        attention = g.op("Softmax", g.op("Add", scores, cross_mask), axis=-1)
-        turned = g.op("Transpose", attention, perm=[0, 1, 3, 2])
-        context = packed(g.op("MatMul", cross_v, turned), perm=[0, 3, 1, 2])
+        scores = g.op("Add", g.op("MatMul", cross_k, q), span_mask)
+        attention = g.op("Softmax", scores, axis=2)
+        context = packed(g.op("MatMul", cross_v, attention), perm=[0, 3, 1, 2])
         x = g.op("Add", x, g.row_linear(context, *w.linear(f"{name}/attention/linear_2")))
         hidden = g.row_linear(
             g.layer_norm(x, *w.norm(f"{name}/ffn/layer_norm")), *w.linear(f"{name}/ffn/linear_0")
