@@ -14,14 +14,14 @@ from tests.engine.test_decode import VOCABULARY, logits, search, step
 
 from voiced.audio.frames import Segment
 from voiced.audio.sources.media import read_all
+from voiced.engine import hotwords
 from voiced.engine.backends.onnxruntime import OrtBackend
 from voiced.engine.bundle import Bundle
 from voiced.engine.decode import DEAD, Hypothesis
-from voiced.engine.families import whisper_hotwords
 from voiced.engine.families.whisper import Vocabulary, frames_needed
-from voiced.engine.families.whisper_hotwords import HotwordGraphs, is_spaced, spellings
+from voiced.engine.families.whisper_hotwords import WhisperSpelling, is_spaced, spellings
 from voiced.engine.families.whisper_model import Utterance, WhisperModel
-from voiced.engine.hotwords import ContextGraph, HotwordSearch, parse_hotword
+from voiced.engine.hotwords import ContextGraph, HotwordGraphs, HotwordSearch, parse_hotword
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.types import EngineConfig, Hotword, Request, RequestKind, Transcript
 
@@ -201,8 +201,9 @@ def test_a_phrase_is_looked_for_in_the_ways_the_model_writes_it() -> None:
 def test_graphs_of_lists_are_kept_up_to_a_number_of_phrases(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(whisper_hotwords, "_MAX_PHRASES", 5)
-    graphs = HotwordGraphs(Vocabulary(range(3), [b"a", b"b", b" "]))
+    monkeypatch.setattr(hotwords, "_MAX_PHRASES", 5)
+    spelling = WhisperSpelling(Vocabulary(range(3), [b"a", b"b", b" "]))
+    graphs = HotwordGraphs(spelling.ways, spelling.joins)
     lists = [tuple(Hotword(phrase, bonus) for phrase in "ab") for bonus in (1.0, 2.0, 3.0)]
     first, second = graphs.of(lists[0]), graphs.of(lists[1])
     assert graphs.of(lists[0]) is first
@@ -227,7 +228,7 @@ def test_phrases_are_cut_into_tokens_as_the_model_cuts_its_texts(
     model = WhisperModel(
         bundle, Bundle.open(bundle).manifest, backend, threads=1, max_batch=1, max_beam=1
     )
-    graphs = HotwordGraphs(model.vocabulary)
+    spelling = WhisperSpelling(model.vocabulary)
     for name, language in (("en_misc/jfk", "en"), ("zh_multispeaker/SSB02000375", "zh")):
         pcm = np.rint(read_all(speech_dir / f"{name}.flac") * 32767).astype(np.int16)
         gear = model.gears.pick(1, frames_needed(len(pcm)))
@@ -237,9 +238,9 @@ def test_phrases_are_cut_into_tokens_as_the_model_cuts_its_texts(
             (decoded,) = model.decode(loan, said, beam=1, configured=())
         tokens = decoded.hypotheses[0].tokens
         assert len(tokens) > 5
-        assert graphs.encode(model.vocabulary.text(tokens)) == list(tokens)
-    assert graphs.encode(" a [ b") is None  # a token that the graph leaves out
-    assert graphs.of((Hotword("a[b", 1.0),)) is None
+        assert spelling.encode(model.vocabulary.text(tokens)) == list(tokens)
+    assert spelling.encode(" a [ b") is None  # a token that the graph leaves out
+    assert HotwordGraphs(spelling.ways, spelling.joins).of((Hotword("a[b", 1.0),)) is None
 
 
 @pytest.mark.model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import subprocess
 import sys
 import wave
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 from tests.engine.fireredasr_bundles import build_bundle
-from tests.engine.tiny_fireredasr import Tiny
+from tests.engine.tiny_fireredasr import CHARACTERS, Tiny
 from tests.system.running_daemon import (
     DEADLINE_S,
     Daemon,
@@ -150,20 +149,17 @@ def test_a_text_step_that_is_missing_ends_the_start_with_its_name(
     assert daemon.log.splitlines()[-1].startswith("voiced: no text step 'dots'; expected one of ")
 
 
-def test_hotwords_are_told_to_be_of_no_use(daemon: Daemon, bundle: Path, tmp_path: Path) -> None:
+def test_hotwords_of_a_stream_and_of_a_file_are_written(
+    daemon: Daemon, bundle: Path, tmp_path: Path
+) -> None:
+    pcm = noise(1.0) + silence(1.2)
+    (plain,) = finals(asyncio.run(say(daemon, pcm)))
+    phrase = next(c for c in CHARACTERS if c not in plain["text"])
+    (found,) = finals(asyncio.run(say(daemon, pcm, stream="hot", hotwords=[f"{phrase} :10"])))
+    assert phrase in found["text"]
     file = tmp_path / "hotwords.txt"
-    file.write_text("车库门\n", encoding="utf-8")
-    refused = subprocess.run(
-        [
-            *(sys.executable, "-m", "voiced.daemon.cli", "transcribe", "--model", str(bundle)),
-            *("--hotwords", str(file), str(wav(tmp_path / "s.wav", noise(1.0)))),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("voiced: tiny-firered2@")
-    assert "has no hotwords, expected a Whisper model" in refused.stderr
-    asyncio.run(say(daemon, noise(1.0) + silence(1.2), stream="hot", hotwords=["Alexa"]))
-    assert re.search(r"hotwords are not used, tiny-firered2@\w+ has none stream=hot", daemon.log)
+    file.write_text(f"{phrase} :10\n", encoding="utf-8")
+    sound = wav(tmp_path / "s.wav", pcm)
+    chosen = ("--model", str(bundle), "--vad", "webrtc", "--format", "jsonl")
+    written = voiced("transcribe", str(sound), *chosen, "--hotwords", str(file))
+    assert written[0]["text"] == found["text"]

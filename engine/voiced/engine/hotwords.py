@@ -1,13 +1,14 @@
 """Hotwords: phrases that the search is told to expect (contextual biasing by shallow fusion).
 
 `parse_hotword` reads one as people write it. A `ContextGraph` scores token by token how much of a
-phrase a hypothesis has said: an automaton in the manner of Aho and Corasick (1975). A
-`HotwordSearch` is the beam search that chooses by model and bonus together. Pure: what a phrase's
-tokens are, a model family knows.
+phrase a hypothesis has said: an automaton in the manner of Aho and Corasick (1975); `HotwordGraphs`
+makes and keeps those of the lists in use. A `HotwordSearch` is the beam search that chooses by
+model and bonus together. Pure: what a phrase's tokens are, a model family knows.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -20,9 +21,16 @@ import numpy.typing as npt
 from voiced.engine.decode import DEAD, BeamSearch, Float, Hypothesis, Int
 from voiced.engine.types import Hotword
 
+logger = logging.getLogger(__name__)
+
 MAX_CHARS = 64
 """Longest phrase."""
 MAX_SCORE = 10.0
+CANDIDATES = 32
+"""Continuations of a step among which those of hotwords are looked for. With 16 a phrase of 26 is
+missed that 32 finds; 64 and 128 find no more."""
+_MAX_PHRASES = 8_000
+"""Of all lists whose graphs are kept."""
 
 _WEIGHT = re.compile(r"(?:^|\s+):(\d+(?:\.\d+)?)$")
 
@@ -160,6 +168,45 @@ class ContextGraph:
     def finish(self, node: Node) -> float:
         """What changes when the text ends here."""
         return node.kept - node.total
+
+
+class HotwordGraphs:
+    """Makes the context graph of a list of hotwords, and keeps it for the next utterance.
+
+    Args:
+        ways: The tokens of each way in which the model may write a phrase; none if it cannot.
+        joins: Whether the second token continues the word that the first ends with.
+    """
+
+    def __init__(
+        self, ways: Callable[[str], Sequence[Sequence[int]]], joins: Callable[[int, int], bool]
+    ) -> None:
+        self._ways, self._joins = ways, joins
+        self._graphs: dict[tuple[Hotword, ...], ContextGraph | None] = {}
+        """By list, that of the latest utterance last."""
+
+    def of(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
+        """Return the graph of a list; None when the model can write none of it."""
+        graphs = self._graphs
+        graphs[hotwords] = graphs.pop(hotwords) if hotwords in graphs else self._make(hotwords)
+        while len(graphs) > 1 and sum(map(len, graphs)) > _MAX_PHRASES:
+            del graphs[next(iter(graphs))]
+        return graphs[hotwords]
+
+    def _make(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
+        phrases: list[tuple[Sequence[int], float]] = []
+        refused = 0
+        for hotword in hotwords:
+            ways = self._ways(hotword.phrase)
+            if not ways:
+                refused += 1
+                continue
+            # the way with the fewest tokens is the usual one, and no other may be worth more
+            whole = hotword.score * min(map(len, ways))
+            phrases += [(way, whole / len(way)) for way in ways]
+        if refused:
+            logger.warning("hotwords that the model cannot write count=%d", refused)
+        return ContextGraph(phrases, self._joins) if phrases else None
 
 
 class HotwordSearch(BeamSearch):

@@ -18,6 +18,14 @@ GROUP = "voiced.text"
 ITN = "itn"
 
 
+@functools.cache
+def chinese_converter(name: str) -> Any:
+    """Between scripts: `t2s` to simplified characters, `s2t` to traditional ones."""
+    from opencc import OpenCC
+
+    return OpenCC(name)
+
+
 class TextPolicy(Protocol):
     """One step: a text and its language (ISO 639) in, the text out. Never raises."""
 

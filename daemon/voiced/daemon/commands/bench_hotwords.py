@@ -13,7 +13,7 @@ from voiced.bench.machine import describe
 from voiced.bench.normalise import best_normaliser
 from voiced.bench.report import Report, progress, publish
 from voiced.daemon.commands.engines import engine_config
-from voiced.engine.families.whisper_hotwords import HotwordGraphs
+from voiced.engine.families.fireredasr_recognizer import FireRedRecognizer
 from voiced.engine.families.whisper_recognizer import WhisperRecognizer
 from voiced.engine.recognizer import load_recognizer
 from voiced.engine.types import RequestKind
@@ -54,13 +54,12 @@ def hotwords(
         if clip.text and clip.language and clip.is_speech and half in (None, bench.half_of(clip))
     ]
     with closing(load_recognizer(engine_config(model))) as recognizer:
-        if not isinstance(recognizer, WhisperRecognizer):
-            raise CorpusError(f"{recognizer.info.bundle} has no hotwords, expected a Whisper model")
+        if not isinstance(recognizer, WhisperRecognizer | FireRedRecognizer):
+            raise CorpusError(f"{recognizer.info.bundle} has no hotwords")
         longest_s = recognizer.info.max_segment_s
         clips = [clip for clip in found if clip.seconds < longest_s]
-        graphs = HotwordGraphs(recognizer.model.vocabulary)
         if phrases is None:
-            chosen = bench.rare_words(clips, lambda word: len(graphs.encode(" " + word) or ()))
+            chosen = bench.rare_words(clips, recognizer.model.spelling.tokens_of)
         else:
             texts = "\n".join(clip.text or "" for clip in clips)
             chosen = [phrase for phrase in _lines(phrases) if phrase in texts]

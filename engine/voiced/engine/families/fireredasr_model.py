@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -23,11 +24,13 @@ from voiced.engine.families.fireredasr import (
     FireRedTokenInfo,
 )
 from voiced.engine.families.fireredasr_graphs import FireRedGraphs, HostGraphs, Loan
+from voiced.engine.families.fireredasr_hotwords import FireRedHotwordSearch, FireRedSpelling
 from voiced.engine.families.fireredasr_resident import ResidentGraphs
 from voiced.engine.families.fireredasr_search import FireRedBeamSearch, FireRedHypothesis
 from voiced.engine.families.fireredasr_text import Tokens
 from voiced.engine.graphs import open_graphs
-from voiced.engine.types import Gear
+from voiced.engine.hotwords import CANDIDATES, HotwordGraphs
+from voiced.engine.types import Gear, Hotword
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class FireRedModel:
                 found=f"{len(self.written)} tokens",
                 expected=f"{self.info.vocabulary}",
             )
+        self.spelling = FireRedSpelling(self.written)
+        self._hotwords = HotwordGraphs(self.spelling.ways, self.spelling.joins)
         self._graphs = open_graphs(root, manifest, backend, threads=threads)
         beam = self.info.search.beam if max_beam is None else max_beam
         self._memory = self._open(root, manifest, max_batch, beam)
@@ -128,6 +133,7 @@ class FireRedModel:
         beam: int,
         eos_penalty: float | None = None,
         length_penalty: float | None = None,
+        hotwords: Sequence[tuple[Hotword, ...]] = (),
     ) -> list[Decoded]:
         """Search the text of the first len(`frames`) rows of the loan, in lockstep.
 
@@ -137,22 +143,20 @@ class FireRedModel:
             beam: Rows of each search.
             eos_penalty: Instead of the bundle's.
             length_penalty: Instead of the bundle's.
+            hotwords: Of each utterance; none for any without.
         """
         chosen = self.info.search
-        searches = [
-            FireRedBeamSearch(
-                beam=beam,
-                max_tokens=self.limit(each),
-                end=self.tokens.end,
-                eos_penalty=chosen.eos_penalty if eos_penalty is None else eos_penalty,
-                length_penalty=(
-                    chosen.length_penalty if length_penalty is None else length_penalty
-                ),
-            )
-            for each in frames
-        ]
+        open_search = partial(
+            self._open_search,
+            beam=beam,
+            eos_penalty=chosen.eos_penalty if eos_penalty is None else eos_penalty,
+            length_penalty=chosen.length_penalty if length_penalty is None else length_penalty,
+        )
+        lists = hotwords or [()] * len(frames)
+        searches = [open_search(*each) for each in zip(frames, lists, strict=True)]
         decoder, n = loan.begin(len(frames)), len(frames)
-        result = self._begin(decoder, n, beam)
+        top = max(search.top for search in searches)
+        result = self._begin(decoder, n, top)
         steps = [0] * n
         position = 0
         while True:
@@ -160,9 +164,9 @@ class FireRedModel:
                 if not search.done:
                     steps[i] += 1
                     search.advance(
-                        result.best_scores[i],
-                        result.best_rows[i],
-                        result.best_tokens[i],
+                        result.best_scores[i, : search.top],
+                        result.best_rows[i, : search.top],
+                        result.best_tokens[i, : search.top],
                         result.end_scores[i],
                     )
             if all(search.done for search in searches):
@@ -177,8 +181,30 @@ class FireRedModel:
                 causal=False,
                 rows=range(beam),
                 scores=[search.scores for search in searches],
-                top=beam,
+                top=top,
             )
+
+    def _open_search(
+        self,
+        frames: int,
+        hotwords: tuple[Hotword, ...],
+        *,
+        beam: int,
+        eos_penalty: float,
+        length_penalty: float,
+    ) -> FireRedBeamSearch:
+        kind: Callable[..., FireRedBeamSearch] = FireRedBeamSearch
+        graph = self._hotwords.of(hotwords) if hotwords else None
+        if graph is not None:
+            most = CANDIDATES if self.info.resident is None else self.info.resident.rows
+            kind = partial(FireRedHotwordSearch, graph=graph, top=max(beam, most))
+        return kind(
+            beam=beam,
+            max_tokens=self.limit(frames),
+            end=self.tokens.end,
+            eos_penalty=eos_penalty,
+            length_penalty=length_penalty,
+        )
 
     def _begin(self, decoder: Decoder, n: int, top: int) -> StepResult:
         return decoder.step(

@@ -97,6 +97,7 @@ class FireRedRecognizer:
             load_ms=_ms_since(started),
             warm_ms=0.0,
             worker_pid=0,
+            has_hotwords=True,
         )
 
     @property
@@ -180,7 +181,7 @@ class FireRedRecognizer:
                 ready.append(i)
         if ready:
             pieces = [requests[i].segment.pcm for i in ready]
-            found = self._run(pieces, requests[ready[0]])
+            found = self._run(pieces, [requests[i] for i in ready])
             for i, (piece, timings) in zip(ready, found, strict=True):
                 answers[i] = self._transcript(requests[i], [piece], timings)
         return [answers[i] for i in range(len(requests))]
@@ -199,19 +200,19 @@ class FireRedRecognizer:
         spent, begun = Timings(), 0
         for pcm in split_quietly(request.segment.pcm, self._max_samples):
             if frames_of(len(pcm)):
-                ((piece, timings),) = self._run([pcm], request, begin_s=begun / RATE_HZ)
+                ((piece, timings),) = self._run([pcm], [request], begin_s=begun / RATE_HZ)
                 pieces.append(piece)
                 spent += timings
             begun += len(pcm)
         return self._transcript(request, pieces, spent)
 
     def _run(
-        self, pieces: Sequence[Pcm], request: Request, *, begin_s: float = 0.0
+        self, pieces: Sequence[Pcm], requests: Sequence[Request], *, begin_s: float = 0.0
     ) -> list[tuple[_Piece, Timings]]:
-        """Recognise pieces of one gear; `request` is one of theirs and says how."""
+        """Recognise a piece of each request, all of one gear and one kind of search."""
         frames = max(self._gear_frames(len(piece)) for piece in pieces)
         gear = self.model.gears.pick(len(pieces), frames)
-        beam = self._beam_of(request)
+        beam = self._beam_of(requests[0])
         moved = self.model.traffic
         with self.model.lend(gear) as loan:
             features, features_ms = [], []
@@ -224,7 +225,7 @@ class FireRedRecognizer:
             prefill_ms = _ms_since(begun) / len(pieces)
             begun = time.perf_counter()
             if beam:
-                found, steps = self._decode(loan, pieces, features, beam, request, begin_s)
+                found, steps = self._decode(loan, pieces, features, beam, requests, begin_s)
             else:
                 found, steps = self._first_pass(loan, len(pieces)), [0] * len(pieces)
             decode_ms = _ms_since(begun)
@@ -251,7 +252,7 @@ class FireRedRecognizer:
         pieces: Sequence[Pcm],
         features: Sequence[Float],
         beam: int,
-        request: Request,
+        requests: Sequence[Request],
         begin_s: float,
     ) -> tuple[list[_Piece], list[int]]:
         decoded = self.model.decode(
@@ -260,11 +261,12 @@ class FireRedRecognizer:
             beam=beam,
             eos_penalty=self._options.eos_penalty,
             length_penalty=self._options.length_penalty,
+            hotwords=[each.hotwords for each in requests],
         )
         found = []
         for i, each in enumerate(decoded):
             words: Sequence[TimedToken] = ()
-            if self.model.info.has_ctc and request.kind.is_searched:
+            if self.model.info.has_ctc and requests[i].kind.is_searched:
                 words = self._words(loan.ctc(i), each.hypotheses[0], len(pieces[i]), begin_s)
             found.append(_Piece(each.hypotheses, words))
         return found, [each.steps for each in decoded]

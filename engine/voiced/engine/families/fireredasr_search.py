@@ -43,7 +43,9 @@ class FireRedHypothesis:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class Row:
+    """One hypothesis while it is searched."""
+
     tokens: tuple[int, ...]
     chances: tuple[float, ...]
     score: np.float32
@@ -51,7 +53,9 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Offer:
+class Offer:
+    """A way to go on."""
+
     total: np.float32
     parent: int
     token: int
@@ -80,11 +84,13 @@ class FireRedBeamSearch:
         length_penalty: float = 0.0,
     ) -> None:
         self._beam = beam
+        self.top = beam
+        """Continuations that `advance` wants."""
         self._max_tokens = max_tokens
         self._end = end
         self._eos_penalty = np.float32(eos_penalty)
         self._length_penalty = np.float32(length_penalty)
-        self._rows = [_Row((), (), np.float32(0), ended=False)]
+        self._rows = [Row((), (), np.float32(0), ended=False)]
         self._steps = 0
         self.parents: list[int] = [0]
         """For the decoder: the row of the last step that each row continues. A row that has ended
@@ -103,33 +109,41 @@ class FireRedBeamSearch:
         return [float(given) for given in self._given()]
 
     def _given(self) -> list[np.float32]:
-        best = max((row.score for row in self._rows if not row.ended), default=np.float32(0))
-        return [OUT if row.ended else np.float32(row.score - best) for row in self._rows]
+        worth = [self._worth(i) for i in range(len(self._rows))]
+        live = [each for each, row in zip(worth, self._rows, strict=True) if not row.ended]
+        best = max(live, default=np.float32(0))
+        return [
+            OUT if row.ended else np.float32(each - best)
+            for each, row in zip(worth, self._rows, strict=True)
+        ]
+
+    def _worth(self, i: int) -> np.float32:
+        """What a row is compared by while it grows."""
+        return self._rows[i].score
 
     def advance(self, scores: Float, parents: Int, tokens: Int, ends: Float) -> None:
         """Take one step's answer.
 
         Args:
-            scores: float32[>= beam], of the best continuations by other than the end token: what
+            scores: float32[top], of the best continuations by other than the end token: what
                 the graph was given for the row and the token's log-probability.
             parents: int32, the row that each continues.
             tokens: int32, the token that each adds.
             ends: float32[rows], of ending each row here.
         """
         rows, given = self._rows, self._given()
-        offers: list[_Offer] = []
+        offers: list[Offer] = []
         for score, parent, token in zip(scores, parents, tokens, strict=True):
             row = rows[int(parent)]
             if not row.ended:
                 step = np.float32(score - given[int(parent)])
-                offers.append(_Offer(np.float32(row.score + step), int(parent), int(token), step))
+                offers.append(Offer(np.float32(row.score + step), int(parent), int(token), step))
         for i, row in enumerate(rows):
             step = np.float32(0)
             if not row.ended:
                 step = np.float32(np.float32(ends[i] - given[i]) * self._eos_penalty)
-            offers.append(_Offer(np.float32(row.score + step), i, self._end, step))
-        offers.sort(key=lambda offer: -offer.total)
-        chosen = offers[: self._beam]
+            offers.append(Offer(np.float32(row.score + step), i, self._end, step))
+        chosen = self._choose(offers)
         self._rows = [self._follow(rows[offer.parent], offer) for offer in chosen]
         self._steps += 1
         pairs = list(zip(chosen, self._rows, strict=True))
@@ -137,22 +151,29 @@ class FireRedBeamSearch:
         self.parents = [live if row.ended else offer.parent for offer, row in pairs]
         self.done = self._steps >= self._max_tokens or all(row.ended for row in self._rows)
 
-    def _follow(self, row: _Row, offer: _Offer) -> _Row:
+    def _choose(self, offers: list[Offer]) -> list[Offer]:
+        """The offers that go on, best first; of equal ones the first."""
+        return sorted(offers, key=lambda offer: -offer.total)[: self._beam]
+
+    def _follow(self, row: Row, offer: Offer) -> Row:
         if row.ended:
             return row
         if offer.token == self._end:
-            return _Row(row.tokens, row.chances, offer.total, ended=True)
+            return Row(row.tokens, row.chances, offer.total, ended=True)
         chances = (*row.chances, min(float(np.exp(offer.step)), 1.0))
-        return _Row((*row.tokens, offer.token), chances, offer.total, ended=False)
+        return Row((*row.tokens, offer.token), chances, offer.total, ended=False)
 
     def results(self) -> list[FireRedHypothesis]:
         """Hypotheses, best first."""
-        found = [
-            FireRedHypothesis(row.tokens, float(self._penalised(row)), row.chances, row.ended)
-            for row in self._rows
+        rows = self._rows
+        order = sorted(range(len(rows)), key=lambda i: -self._penalised(rows[i], self._worth(i)))
+        return [
+            FireRedHypothesis(
+                row.tokens, float(self._penalised(row, row.score)), row.chances, row.ended
+            )
+            for row in (rows[i] for i in order)
         ]
-        return sorted(found, key=lambda each: -each.score)
 
-    def _penalised(self, row: _Row) -> np.float32:
+    def _penalised(self, row: Row, score: np.float32) -> np.float32:
         length = np.float32(len(row.tokens) + 1)
-        return np.float32(row.score / ((5 + length) / np.float32(6)) ** self._length_penalty)
+        return np.float32(score / ((5 + length) / np.float32(6)) ** self._length_penalty)

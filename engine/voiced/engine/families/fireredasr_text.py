@@ -89,8 +89,13 @@ class Writing:
         ]
 
 
+def is_han(text: str) -> bool:
+    """Whether a text has a character of Mandarin."""
+    return _IS_HAN.search(text) is not None
+
+
 def language_of(text: str) -> str | None:
     """Tell the language by the script, which is all that the model says about it."""
-    if _IS_HAN.search(text):
+    if is_han(text):
         return "zh"
     return "en" if any(char.isalpha() for char in text) else None

@@ -6,13 +6,12 @@ together. The rules and their figures come from dev speech, see docs/decisions/0
 
 from __future__ import annotations
 
-import functools
 import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -22,6 +21,7 @@ from voiced.audio.frames import RATE_HZ
 from voiced.engine.buffers import Float
 from voiced.engine.decode import Hypothesis
 from voiced.engine.errors import BundleError
+from voiced.engine.text import chinese_converter
 
 TOKENS_PER_SECOND = 8
 """Honest text of dev speech has at most 5.0 tokens a second; beyond this it is a loop."""
@@ -183,14 +183,6 @@ def is_no_speech(best: Hypothesis, no_speech: float) -> bool:
         no_speech: Probability of the no-speech token right after the start token.
     """
     return not best.ended or (no_speech > 0.6 and best.score < -1.0)
-
-
-@functools.cache
-def chinese_converter(name: str) -> Any:
-    """Between scripts: `t2s` to simplified characters, `s2t` to traditional ones."""
-    from opencc import OpenCC
-
-    return OpenCC(name)
 
 
 def clean_text(text: str, language: str) -> str:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from voiced.engine.families.whisper import Vocabulary, chinese_converter
-from voiced.engine.hotwords import ContextGraph
-from voiced.engine.types import Hotword
-
-logger = logging.getLogger(__name__)
+from voiced.engine.families.whisper import Vocabulary
+from voiced.engine.text import chinese_converter
 
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+")
 """Where the tokenizer cuts before it merges; GPT-2's pattern."""
 
-_MAX_PHRASES = 8_000
-"""Of all lists whose graphs are kept."""
 
-
-class HotwordGraphs:
-    """Makes the context graph of a list of hotwords, and keeps it for the next utterance."""
+class WhisperSpelling:
+    """Cuts phrases into the columns of the step graph's projection."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._edges = functools.cache(self._edges_of)
-        self._graphs: dict[tuple[Hotword, ...], ContextGraph | None] = {}
-        """By list, that of the latest utterance last."""
 
     @functools.cached_property
     def _ranks(self) -> dict[bytes, tuple[int, int]]:
@@ -36,28 +27,13 @@ class HotwordGraphs:
         both = zip(self._vocabulary.ids, self._vocabulary.pieces, strict=True)
         return {piece: (rank, column) for column, (rank, piece) in enumerate(both)}
 
-    def of(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
-        """Return the graph of a list; None when the model can write none of it."""
-        graphs = self._graphs
-        graphs[hotwords] = graphs.pop(hotwords) if hotwords in graphs else self._make(hotwords)
-        while len(graphs) > 1 and sum(map(len, graphs)) > _MAX_PHRASES:
-            del graphs[next(iter(graphs))]
-        return graphs[hotwords]
+    def ways(self, phrase: str) -> list[list[int]]:
+        """Columns of each way in which the model may write a phrase."""
+        return [way for text in spellings(phrase) if (way := self.encode(text))]
 
-    def _make(self, hotwords: tuple[Hotword, ...]) -> ContextGraph | None:
-        phrases: list[tuple[Sequence[int], float]] = []
-        refused = 0
-        for hotword in hotwords:
-            ways = [way for text in spellings(hotword.phrase) if (way := self.encode(text))]
-            if not ways:
-                refused += 1
-                continue
-            # the way with the fewest tokens is the usual one, and no other may be worth more
-            whole = hotword.score * min(map(len, ways))
-            phrases += [(way, whole / len(way)) for way in ways]
-        if refused:
-            logger.warning("hotwords that the model cannot write count=%d", refused)
-        return ContextGraph(phrases, self._joins) if phrases else None
+    def tokens_of(self, word: str) -> int:
+        """How many tokens a word takes inside of a text; 0 if it cannot be written."""
+        return len(self.encode(" " + word) or ())
 
     def encode(self, text: str) -> list[int] | None:
         """Columns of a text as the tokenizer cuts it; None when a token is missing."""
@@ -84,7 +60,8 @@ class HotwordGraphs:
             _, i = min(pairs)
             pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
 
-    def _joins(self, first: int, second: int) -> bool:
+    def joins(self, first: int, second: int) -> bool:
+        """Whether the second token continues the word that the first ends with."""
         return self._edges(first)[1] and self._edges(second)[0]
 
     def _edges_of(self, column: int) -> tuple[bool, bool]:

@@ -36,14 +36,11 @@ from voiced.engine.families.whisper_graphs import (
     Tail,
     WhisperGraphs,
 )
-from voiced.engine.families.whisper_hotwords import HotwordGraphs
+from voiced.engine.families.whisper_hotwords import WhisperSpelling
 from voiced.engine.graphs import open_graphs
-from voiced.engine.hotwords import HotwordSearch
+from voiced.engine.hotwords import CANDIDATES, HotwordGraphs, HotwordSearch
 from voiced.engine.slots import SlotDecoder
 from voiced.engine.types import Gear, Hotword
-
-CANDIDATES = 32
-"""Of a step, where an utterance has hotwords: 64 and 128 found no more on dev speech."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +109,8 @@ class WhisperModel:
             ) from error
         self.languages = tuple(self.tokens.languages)
         self.vocabulary = Vocabulary.read(root / self.tokens.text)
-        self._hotwords = HotwordGraphs(self.vocabulary)
+        self.spelling = WhisperSpelling(self.vocabulary)
+        self._hotwords = HotwordGraphs(self.spelling.ways, self.spelling.joins)
         self._graphs = open_graphs(root, manifest, backend, threads=threads)
         self._memory = self._open(root, manifest, max_batch, max_beam, tail_frames)
         self.gears = self._memory.gears
