@@ -75,6 +75,14 @@ def test_pieces_join_and_characters_do_not() -> None:
     assert not spelling.joins(first, e)
 
 
+@given(st.lists(st.sampled_from("THEKINGtheking' ," + CHARACTERS[:5]) | st.characters()))
+def test_a_way_is_the_phrase_again(letters: list[str]) -> None:
+    phrase, spelling = "".join(letters), FireRedSpelling(Tokens(TOKENS))
+    for way in spelling.ways(phrase):
+        text = "".join(TOKENS[i] for i in way).replace("▁", "")
+        assert text == "".join(c for c in phrase.upper() if c.isalnum() or c == "'")
+
+
 # ---- search ------------------------------------------------------------------------------------
 
 
