@@ -16,7 +16,7 @@ from voiced.bench.corpus import Clip
 from voiced.bench.normalise import best_normaliser
 from voiced.bench.partials import Spoken, hear, spoken, summarise, tables
 from voiced.bench.replay import Played, Replay, texts_of, with_quiet
-from voiced.daemon.session import SessionSettings
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.wire import (
     EagerFinal,
     Ended,

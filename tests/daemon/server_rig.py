@@ -18,7 +18,7 @@ from voiced.daemon.metrics import Metrics
 from voiced.daemon.microphone import MicrophoneStatus
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.server import Server
-from voiced.daemon.session import SessionSettings
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.streams import OpenChain, Streams
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, silence, tone
 from voiced.daemon.wire import (

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from voiced.audio.clock import FakeClock
 from voiced.audio.front import FrontSettings
 from voiced.daemon.metrics import Metrics
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.streams import Streams
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, silence, tone
 from voiced.daemon.wire import (

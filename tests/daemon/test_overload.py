@@ -14,7 +14,8 @@ from voiced.audio.front import FrontSettings
 from voiced.daemon.errors import Overloaded
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.overload import OverloadRules
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.streams import Streams
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, silence, tone
 from voiced.daemon.wire import AudioParams, Failed, Final, Partial, ServerMessage, Start

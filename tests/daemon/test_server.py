@@ -27,7 +27,8 @@ from voiced.daemon.microphone import MicrophoneState, MicrophoneStatus
 from voiced.daemon.options import ServerOptions
 from voiced.daemon.routes import is_allowed_origin
 from voiced.daemon.server import Server
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
 from voiced.daemon.wire import (
     AudioParams,

@@ -21,7 +21,8 @@ from voiced.daemon.errors import (
     TooManyStreams,
     UnknownLanguage,
 )
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.testing import (
     LoudnessChains,
     ScriptedEngine,

@@ -15,7 +15,8 @@ from tests.daemon.stream_bench import START, Bench, check_promises, run, until
 from voiced.audio.frames import SegmentEvent
 from voiced.audio.front import FrontSettings
 from voiced.daemon.errors import StreamBroken
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.testing import LoudnessChains, ScriptedEngine, length_as_text, silence, tone
 from voiced.daemon.wire import (
     AudioParams,

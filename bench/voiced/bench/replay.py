@@ -22,7 +22,8 @@ from voiced.audio.front import FrontSettings, StreamFront
 from voiced.audio.intake import Intake
 from voiced.audio.vad import VadFactory, VadKind
 from voiced.bench.systems import Pcm
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.wire import ServerMessage
 from voiced.engine.errors import EngineError
 from voiced.engine.recognizer import Recognizer

@@ -8,9 +8,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voiced.audio.clock import Clock
+from voiced.audio.frames import Segment
 from voiced.daemon.errors import StreamBroken
 from voiced.engine.errors import DeadlineExceeded, EngineBusy, EngineError
-from voiced.engine.types import EngineInfo, EngineLoad, Request, RequestKind, Transcript
+from voiced.engine.types import (
+    EngineInfo,
+    EngineLoad,
+    Hotword,
+    Request,
+    RequestKind,
+    Transcript,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +64,18 @@ class Failure:
 class Asker:
     """One stream's way to the engine."""
 
-    def __init__(self, engine: Engine, clock: Clock, stream: str) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock, stream: str, hotwords: tuple[Hotword, ...] = ()
+    ) -> None:
+        """Every request takes the stream's hotwords with it."""
         self._engine, self._clock, self._stream = engine, clock, stream
+        self._hotwords = hotwords
+
+    def request(
+        self, segment: Segment, kind: RequestKind, revision: int, deadline_ns: int | None = None
+    ) -> Request:
+        """Make a request of this stream."""
+        return Request(segment, kind, revision, deadline_ns, self._hotwords)
 
     def deadline_ns(self, timeout_s: float) -> int:
         """Return the monotonic time that is `timeout_s` from now."""

@@ -8,7 +8,7 @@ from voiced.audio.front import FrontSettings
 from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.engine_settings import engine_options
 from voiced.daemon.options import ServerOptions
-from voiced.daemon.session import SessionSettings
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.settings import Settings, VadSettings
 from voiced.engine import store
 from voiced.engine.types import FAKE_MODEL, EngineConfig

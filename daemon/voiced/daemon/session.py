@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from voiced.audio.clock import Clock, SystemClock
 from voiced.audio.errors import AudioError
@@ -26,15 +25,15 @@ from voiced.audio.frames import (
 )
 from voiced.daemon.asking import Asker, Engine, Failure
 from voiced.daemon.backlog import Backlog
-from voiced.daemon.endpoint import EndpointPolicy
 from voiced.daemon.errors import ShuttingDown, StreamBroken
+from voiced.daemon.guesses import Guesses, OpenSegment
 from voiced.daemon.last_word import Answer, LastWordMaker
 from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import Outlet
-from voiced.daemon.pace import PartialPace
 from voiced.daemon.receivers import Receivers, Send
 from voiced.daemon.results import LastWords
 from voiced.daemon.segment_text import SegmentText
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.speculation import Speculation
 from voiced.daemon.stream_audio import Front, Intake, StreamAudio
 from voiced.daemon.tracing import SegmentTracer, StreamTrace
@@ -44,13 +43,13 @@ from voiced.daemon.wire import (
     Failed,
     Final,
     Intent,
+    Partial,
     Ready,
-    Resumed,
     ServerMessage,
     SpeechEnded,
     SpeechStarted,
 )
-from voiced.engine.types import Hotword, Request, RequestKind, Transcript
+from voiced.engine.types import RequestKind, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -59,50 +58,6 @@ UNDETERMINED = "und"
 
 MOST_BYTES = 8 * 1024
 """Audio handled before other tasks get the loop: 256 ms of 16 kHz s16, 1.5 ms of work."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class SessionSettings:
-    """How one stream is carried."""
-
-    wants_partials: bool = True
-    language: str | None = None
-    """Pinned by the client, or by the daemon's settings; None lets the engine choose."""
-    max_backlog_s: float = 30.0
-    """Speech closed but not answered above which `feed` waits: the source is slowed."""
-    final_timeout_s: float = 60.0
-    """A final later than this after its segment's end fails with `deadline`."""
-    partial_timeout_s: float = 2.0
-    """A partial that waited longer is not worth making."""
-    wants_eager: bool = False
-    """The client is offered `eager_final`."""
-    publishes_eager: bool = False
-    """The bus is."""
-    hotwords: tuple[Hotword, ...] = ()
-    """The client's own."""
-    hotwords_score: float = 2.0
-    """Bonus of those that the client gave none."""
-    endpoint: EndpointPolicy = field(default_factory=EndpointPolicy)
-    include_text: bool = False
-    """Log what people said, at DEBUG."""
-
-
-@dataclass(slots=True)
-class _State:
-    """A segment between its first and its last message."""
-
-    text: SegmentText
-    asked: int = 0
-    """The last revision the engine was asked for; ahead of those made when one was dropped."""
-    partial: asyncio.Task[None] | None = None
-    """The one under way; cancelled when silence begins and when the segment closes."""
-    speculation: Speculation | None = None
-
-    @property
-    def id(self) -> int:
-        return self.text.segment
 
 
 class StreamSession:
@@ -139,7 +94,6 @@ class StreamSession:
             on_end: Called once, after `ended` was sent.
         """
         self.name = name
-        self._engine = engine
         self._audio = StreamAudio(intake, front)
         self._settings = settings or SessionSettings()
         self._metrics = metrics or Metrics()
@@ -155,13 +109,21 @@ class StreamSession:
         )
         self._clock = clock or SystemClock()
         self._on_end = on_end
-        self._open: _State | None = None
+        self._open: OpenSegment | None = None
         self._last_words: LastWords[tuple[int, Answer | Failure]] = LastWords()
-        self._asker = Asker(engine, self._clock, name)
-        self._pace = PartialPace()
-        self._answers: set[asyncio.Task[Any]] = set()
-        self._guesses: set[asyncio.Task[Any]] = set()
-        """Partials and speculations: what nobody waits for."""
+        self._asker = Asker(engine, self._clock, name, self._settings.hotwords)
+        self._guesses = Guesses(
+            asker=self._asker,
+            engine=engine,
+            audio=self._audio,
+            settings=self._settings,
+            metrics=self._metrics,
+            clock=self._clock,
+            put=self._put_partial,
+            offer=self._receivers.offer,
+            end_after=self._end_after,
+        )
+        self._answers: set[asyncio.Task[None]] = set()
         self._ending: asyncio.Task[None] | None = None
         self._is_broken = False
         self._backlog = Backlog(self._settings.max_backlog_s)
@@ -300,11 +262,8 @@ class StreamSession:
     def hear_intent(self, intent: Intent) -> None:
         """Learn what a plugin found; one in the text of the silence that runs may end it."""
         self.deliver(intent)
-        state = self._open
-        if state is None or state.id != intent.segment or state.speculation is None:
-            return
-        if state.speculation.is_offered and not self.is_ending:
-            self._end_after(self._settings.endpoint.after_intent())
+        if self._open is not None and self._open.id == intent.segment:
+            self._guesses.heard_intent(self._open)
 
     def report(self, code: str, message: str) -> None:
         """Say that something is wrong with the stream; the caller ends it."""
@@ -344,7 +303,7 @@ class StreamSession:
         match event:
             case SegmentOpened():
                 text = SegmentText(self.name, event.segment, event.start_sample)
-                self._open = _State(text)
+                self._open = OpenSegment(text)
                 self._last_words.expect(event.segment)
                 self._trace.opened(event.segment, self._clock.monotonic_ns())
                 self._segments += 1
@@ -357,13 +316,13 @@ class StreamSession:
                 )
             case SegmentGrown():
                 if self._open is not None:
-                    self._ask_partial(self._open)
+                    self._guesses.grown(self._open)
             case SegmentPaused():
                 if self._open is not None:
-                    self._on_paused(self._open, event)
+                    self._guesses.paused(self._open, event)
             case SegmentResumed():
                 if self._open is not None:
-                    self._on_resumed(self._open)
+                    self._guesses.resumed(self._open)
             case SegmentClosed():
                 self._on_closed(event)
             case SegmentDropped():
@@ -387,20 +346,18 @@ class StreamSession:
         )
         arrived_ns = self._audio.arrived_ns(segment.end_sample) or self._clock.monotonic_ns()
         self._trace.closed(segment.id, arrived_ns, round(segment.duration_s * 1000))
-        speculation = state.speculation
-        if speculation is not None and not (speculation.is_asked and speculation.is_of(segment)):
-            self._withdraw(state)
-            speculation = None
+        speculation = self._guesses.for_final(state, segment)
         if speculation is not None and speculation.transcript is not None:
-            self._metrics.speculations.labels(outcome="ready").inc()
             self._settle_segment(state.id, Answer(state.text, speculation.transcript, arrived_ns))
             return
         self._backlog.add(segment.duration_s)
-        self._spawn(self._answers, self._answer(state, segment, arrived_ns, speculation))
+        task = asyncio.create_task(self._answer(state, segment, arrived_ns, speculation))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
 
     def _on_dropped(self) -> None:
         state = self._take_open()
-        self._withdraw(state)
+        self._guesses.withdraw(state)
         self._metrics.segments_dropped.inc()
         nothing = Transcript(
             segment=state.id,
@@ -412,71 +369,27 @@ class StreamSession:
         )
         self._settle_segment(state.id, Answer(state.text, nothing, None))
 
-    def _take_open(self) -> _State:
+    def _take_open(self) -> OpenSegment:
         state, self._open = self._open, None
         if state is None:
             raise RuntimeError(f"stream {self.name}: a segment ended that was never opened")
-        self._drop_partial(state, "closed")
+        state.is_open = False
+        self._guesses.drop_partial(state, "closed")
         return state
 
-    def _drop_partial(self, state: _State, reason: str) -> None:
-        """Take back the partial under way: a final comes first, and nobody wants this one."""
-        if state.partial is not None:
-            state.partial.cancel()
-            state.partial = None
-            self._metrics.partials_dropped.labels(reason=reason).inc()
+    def _put_partial(self, message: Partial) -> None:
+        self._latest_text = message.text
+        self._receivers.put(message)
+
+    def _end_after(self, silence_ms: int) -> None:
+        """Let the silence that runs end the segment sooner or later than by the settings."""
+        with contextlib.suppress(StreamBroken):  # logged and answered; the next block is told
+            self._advance(lambda: self._audio.end_after(silence_ms))
 
     # ---- results ---------------------------------------------------------------------------
 
-    def _ask_partial(self, state: _State) -> None:
-        """Start a partial unless one is under way, or it is not the time for one."""
-        if not self._settings.wants_partials or state.partial is not None:
-            return
-        refusal = self._pace.refusal(
-            self._clock.monotonic_ns(), queued_finals=self._engine.queued_finals
-        )
-        if refusal is not None:
-            self._metrics.partials_dropped.labels(reason=refusal).inc()
-            return
-        segment = self._audio.open_segment()
-        if segment is not None:
-            state.asked += 1
-            state.partial = self._spawn(self._guesses, self._partial(state, segment))
-
-    async def _partial(self, state: _State, segment: Segment) -> None:
-        timeout_s = self._settings.partial_timeout_s
-        deadline_ns = self._asker.deadline_ns(timeout_s)
-        self._pace.asked(self._clock.monotonic_ns())
-        outcome = await self._asker.ask(
-            self._request(segment, RequestKind.PARTIAL, state.asked, deadline_ns), timeout_s
-        )
-        self._pace.answered(self._clock.monotonic_ns())
-        state.partial = None
-        if isinstance(outcome, Failure):
-            self._metrics.partials_dropped.labels(reason=outcome.code).inc()
-        else:
-            self._emit_partial(state, outcome, segment.end_sample, is_searched=False)
-
-    def _request(
-        self, segment: Segment, kind: RequestKind, revision: int, deadline_ns: int | None = None
-    ) -> Request:
-        return Request(segment, kind, revision, deadline_ns, self._settings.hotwords)
-
-    def _emit_partial(
-        self, state: _State, transcript: Transcript, end_sample: int, *, is_searched: bool
-    ) -> None:
-        message = state.text.partial(transcript, end_sample, is_searched=is_searched)
-        if message is not None:
-            self._metrics.partials.inc()
-            arrived_ns = self._audio.arrived_ns(end_sample)
-            if arrived_ns is not None:
-                latency_ns = self._clock.monotonic_ns() - arrived_ns
-                self._metrics.partial_latency_s.observe(max(0, latency_ns) / 1e9)
-            self._latest_text = message.text
-            self._receivers.put(message)
-
     async def _answer(
-        self, state: _State, segment: Segment, arrived_ns: int, speculation: Speculation | None
+        self, state: OpenSegment, segment: Segment, arrived_ns: int, speculation: Speculation | None
     ) -> None:
         """Give a closed segment its one `final` or `failed`."""
         deadline_ns = self._asker.deadline_ns(self._settings.final_timeout_s)
@@ -484,9 +397,11 @@ class StreamSession:
         self._backlog.wait(state.id, self._clock.monotonic_ns())
         try:
             if speculation is not None:
-                outcome = await self._speculated(speculation, state.id, deadline_ns)
+                outcome = await self._guesses.promoted(speculation, state.id, deadline_ns)
             if outcome is None:
-                request = self._request(segment, RequestKind.FINAL, state.asked + 1, deadline_ns)
+                request = self._asker.request(
+                    segment, RequestKind.FINAL, state.asked + 1, deadline_ns
+                )
                 outcome = await self._asker.ask(request, self._settings.final_timeout_s)
         finally:
             self._backlog.answered(state.id, segment.duration_s)
@@ -494,66 +409,6 @@ class StreamSession:
             self._settle_segment(state.id, Answer(state.text, outcome, arrived_ns))
         else:
             self._settle_segment(state.id, outcome)
-
-    # ---- speculation -----------------------------------------------------------------------
-
-    def _on_paused(self, state: _State, event: SegmentPaused) -> None:
-        """Begin the final now: most silences end the segment. While finals wait, nobody guesses."""
-        if self._engine.queued_finals > 0:
-            self._metrics.speculations.labels(outcome="finals_waiting").inc()
-            return
-        self._drop_partial(state, "paused")
-        state.asked += 1
-        task = self._spawn(self._guesses, self._speculate(state, event.segment))
-        state.speculation = Speculation(event, task)
-
-    async def _speculate(self, state: _State, snapshot: Segment) -> Transcript | Failure:
-        if state.speculation is not None:
-            state.speculation.is_asked = True
-        request = self._request(snapshot, RequestKind.EAGER, state.asked)
-        outcome = await self._asker.ask(request, self._settings.final_timeout_s)
-        if isinstance(outcome, Transcript) and state is self._open and not self.is_ending:
-            self._on_eager(state, outcome, snapshot)
-        return outcome
-
-    def _on_eager(self, state: _State, transcript: Transcript, snapshot: Segment) -> None:
-        """The text is here before the silence has ended the segment."""
-        if self._settings.wants_partials:
-            heard_sample = min(snapshot.end_sample, self._audio.end_sample)
-            self._emit_partial(state, transcript, heard_sample, is_searched=True)
-        if transcript.text and state.speculation is not None:
-            state.speculation.is_offered = True
-            self._receivers.offer(state.text.eager(transcript, snapshot.end_sample))
-        self._end_after(self._settings.endpoint.after(transcript.text))
-
-    def _end_after(self, silence_ms: int) -> None:
-        """Let the silence that runs end the segment sooner or later than by the settings."""
-        with contextlib.suppress(StreamBroken):  # logged and answered; the next block is told
-            self._advance(lambda: self._audio.end_after(silence_ms))
-
-    async def _speculated(
-        self, speculation: Speculation, segment: int, deadline_ns: int
-    ) -> Transcript | Failure | None:
-        """Wait for the speculation to become the final; None: the segment is asked for anew."""
-        is_promoted = self._engine.promote(segment, deadline_ns)
-        outcome = await speculation.task
-        if isinstance(outcome, Transcript):
-            self._metrics.speculations.labels(outcome="promoted").inc()
-            return outcome
-        self._metrics.speculations.labels(outcome="failed").inc()
-        return outcome if is_promoted else None
-
-    def _on_resumed(self, state: _State) -> None:
-        was_offered = state.speculation is not None and state.speculation.is_offered
-        self._withdraw(state)
-        if was_offered:
-            self._receivers.offer(Resumed(stream=self.name, segment=state.id))
-
-    def _withdraw(self, state: _State) -> None:
-        speculation, state.speculation = state.speculation, None
-        if speculation is not None:
-            self._metrics.speculations.labels(outcome="withdrawn").inc()
-            speculation.withdraw()
 
     # ---- last words ------------------------------------------------------------------------
 
@@ -576,7 +431,7 @@ class StreamSession:
     def _fail_open(self, failure: Failure) -> None:
         if self._open is not None:
             state = self._take_open()
-            self._withdraw(state)
+            self._guesses.withdraw(state)
             self._settle_segment(state.id, failure)
 
     # ---- the end ---------------------------------------------------------------------------
@@ -605,10 +460,7 @@ class StreamSession:
     async def _settle(self) -> None:
         while self._answers:
             await asyncio.wait(self._answers)
-        for task in self._guesses:
-            task.cancel()
-        if self._guesses:
-            await asyncio.wait(self._guesses)
+        await self._guesses.stop()
         for segment in self._last_words.owed:  # a fault of ours kept it from being asked
             self._settle_segment(segment, Failure(StreamBroken.code, "internal error"))
         self._end_gap()
@@ -628,13 +480,3 @@ class StreamSession:
         )
         if self._on_end is not None:
             self._on_end(self)
-
-    # ---- helpers ---------------------------------------------------------------------------
-
-    def _spawn(
-        self, group: set[asyncio.Task[Any]], work: Coroutine[Any, Any, T]
-    ) -> asyncio.Task[T]:
-        task = asyncio.create_task(work)
-        group.add(task)
-        task.add_done_callback(group.discard)
-        return task

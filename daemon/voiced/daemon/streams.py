@@ -26,7 +26,8 @@ from voiced.daemon.metrics import Metrics
 from voiced.daemon.outlet import Outlet
 from voiced.daemon.overload import OverloadRules
 from voiced.daemon.receivers import Send
-from voiced.daemon.session import SessionSettings, StreamSession
+from voiced.daemon.session import StreamSession
+from voiced.daemon.session_settings import SessionSettings
 from voiced.daemon.stream_audio import Front, Intake
 from voiced.daemon.tracing import SegmentTracer
 from voiced.daemon.wire import Intent, Start
