@@ -256,6 +256,17 @@ def test_a_wav_written_to_a_pipe_is_whole(tmp_path: Path) -> None:
     assert said == []
 
 
+def test_a_title_in_an_old_code_page_is_none_of_our_business(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.wav", "pcm_s16le", 16_000, [tone(16_000, 1.0)])
+    title = b"INFOINAM" + (6).to_bytes(4, "little") + b"caf\xe9\xff\0"
+    chunk = b"LIST" + len(title).to_bytes(4, "little") + title
+    data = path.read_bytes()
+    place = data.index(b"data")
+    data = data[:place] + chunk + data[place:]
+    path.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    assert len(read_all(path)) == 16_000
+
+
 def _silent_video(path: Path) -> None:
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=10)

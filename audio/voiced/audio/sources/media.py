@@ -229,9 +229,9 @@ def _opened(path: str | PathLike[str]) -> Iterator[tuple[Any, Any]]:
         if Path(path).is_file() and Path(path).stat().st_size == 0:
             raise MediaError(path, "the file is empty")
         # A name such as `concat:x|y` or a playlist inside must not reach beyond local files.
-        container = av.open(
-            f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        # Titles in some old code page are none of our business; PyAV 19 never minds them.
+        lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **lenient)
     except av.InvalidDataError as error:
         raise MediaError(path, "not a media file that FFmpeg knows, or its head is lost") from error
     except (av.FFmpegError, OSError) as error:
