@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -366,6 +368,22 @@ def test_a_second_process_is_told_who_has_the_folder(tmp_path: Path) -> None:
             FolderLock(tmp_path)
         holder.kill()
     FolderLock(tmp_path).close()  # the system let go of it
+
+
+def test_one_that_has_just_taken_the_folder_is_waited_for_to_say_who_it_is(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock = tmp_path / "lock"
+    lock.write_text(f"{ended.pid}\n")
+    with lock.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(JournalBusy, match="by another process;"):
+            FolderLock(tmp_path)
+        naming = threading.Timer(0.2, lock.write_text, [f"{os.getpid()}\n"])
+        naming.start()
+        with pytest.raises(JournalBusy, match=f"by process {os.getpid()};"):
+            FolderLock(tmp_path)
+        naming.join()
 
 
 def test_the_folder_is_the_service_managers_or_the_users() -> None:

@@ -61,6 +61,20 @@ def default_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(base) / "voiced"
 
 
+_LOOKS, _LOOK_S = 20, 0.05
+"""How often a folder's lock is read for its holder's number, and how long after each other."""
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 class FolderLock:
     """Keeps a second daemon out of a folder; the system lets go of it when the process ends."""
 
@@ -76,12 +90,24 @@ class FolderLock:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+            holder = self._holder()
             os.close(self._fd)
             raise JournalBusy(folder, holder) from error
         with contextlib.suppress(OSError):  # a full disk: the lock holds, the name is a courtesy
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def _holder(self) -> str:
+        """Read whose it is; empty: not known. Waits for one that has just taken it to say so.
+
+        Until then the file has nothing, or the number of one that held it before and has ended.
+        """
+        for _ in range(_LOOKS):
+            name = os.pread(self._fd, 32, 0).decode(errors="replace").strip()
+            if name.isdecimal() and _is_running(int(name)):
+                return name
+            time.sleep(_LOOK_S)
+        return ""
 
     def close(self) -> None:
         """Let go. Idempotent."""
