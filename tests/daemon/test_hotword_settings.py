@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,9 @@ def test_a_bad_hotword_in_the_settings_is_a_problem_like_others(tmp_path: Path) 
     ]
 
 
-def test_a_stream_brings_its_own() -> None:
+def test_a_stream_brings_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
     async def scenario(rig: Rig) -> None:
         start = Start(v=1, audio=START.audio, hotwords=("Samantha Jones", "车库门 :2.5"))
         async with rig.client() as client:
@@ -68,6 +72,7 @@ def test_a_stream_brings_its_own() -> None:
             await rest(client)
         kinds = {request.kind for request in rig.engine.requests}
         assert kinds >= {RequestKind.PARTIAL, RequestKind.FINAL}
+        assert re.search(r"hotwords are not used, \S+ has none stream=\S+", caplog.text)
         own = (Hotword("Samantha Jones", 2.0), Hotword("车库门", 2.5))
         assert {request.hotwords for request in rig.engine.requests} == {own}
         async with rig.client() as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,21 +17,23 @@ from tests.engine.test_fireredasr_search import (
     END,
     Network,
     Random,
-    StepGraph,
     log_probabilities,
     ours,
+    searched,
 )
 from tests.engine.test_hotwords import Phrases, follows, never, paid
 from tests.engine.tiny_fireredasr import CHARACTERS, TOKENS
 
 from voiced.engine.build.fireredasr_bundle import Form
 from voiced.engine.families.fireredasr_hotwords import FireRedHotwordSearch, FireRedSpelling
-from voiced.engine.families.fireredasr_search import FireRedHypothesis
+from voiced.engine.families.fireredasr_search import FireRedHypothesis, SearchRules
 from voiced.engine.families.fireredasr_text import Tokens
 from voiced.engine.hotwords import ContextGraph
+from voiced.engine.text import chinese_converter
 from voiced.engine.types import Hotword, Request, RequestKind
 
 FIRST, SECOND = CHARACTERS[:2]
+LETTERS = st.characters(codec="utf-8")  # no others are a hotword's
 
 
 def written(spelling: FireRedSpelling, phrase: str, tokens: Sequence[str] = TOKENS) -> list[str]:
@@ -75,12 +78,14 @@ def test_pieces_join_and_characters_do_not() -> None:
     assert not spelling.joins(first, e)
 
 
-@given(st.lists(st.sampled_from("THEKINGtheking' ," + CHARACTERS[:5]) | st.characters()))
+@given(st.lists(st.sampled_from("THEKINGtheking' ," + CHARACTERS[:5]) | LETTERS))
 def test_a_way_is_the_phrase_again(letters: list[str]) -> None:
     phrase, spelling = "".join(letters), FireRedSpelling(Tokens(TOKENS))
+    given = unicodedata.normalize("NFC", phrase).upper()
+    both = (given, chinese_converter("t2s").convert(given))
+    expected = {"".join(c for c in text if c.isalnum() or c == "'") for text in both}
     for way in spelling.ways(phrase):
-        text = "".join(TOKENS[i] for i in way).replace("▁", "")
-        assert text == "".join(c for c in phrase.upper() if c.isalnum() or c == "'")
+        assert "".join(TOKENS[i] for i in way).replace("▁", "") in expected
 
 
 # ---- search ------------------------------------------------------------------------------------
@@ -89,22 +94,8 @@ def test_a_way_is_the_phrase_again(letters: list[str]) -> None:
 def guided(
     network: Network, graph: ContextGraph, *, beam: int, limit: int, length_penalty: float = 0.0
 ) -> list[FireRedHypothesis]:
-    search = FireRedHotwordSearch(
-        beam=beam,
-        max_tokens=limit,
-        end=END,
-        length_penalty=length_penalty,
-        graph=graph,
-        top=max(beam, 32),
-    )
-    steps, histories = StepGraph(network, search.top), [()]
-    while not search.done:
-        search.advance(*steps.answer(histories, search.scores))
-        histories = [
-            (*histories[parent], last)
-            for parent, last in zip(search.parents, search.last, strict=True)
-        ]
-    return search.results()
+    rules = SearchRules(beam, limit, END, length_penalty=length_penalty)
+    return searched(network, FireRedHotwordSearch(rules, graph, candidates=32))
 
 
 @settings(max_examples=100, deadline=None)

@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voiced.engine.families.fireredasr_search import OUT, FireRedBeamSearch, FireRedHypothesis
+from voiced.engine.families.fireredasr_search import (
+    OUT,
+    FireRedBeamSearch,
+    FireRedHypothesis,
+    SearchRules,
+)
 
 Float = npt.NDArray[np.float32]
 END = 4
@@ -107,17 +112,9 @@ class StepGraph:
         )
 
 
-def ours(
-    network: Network, *, beam: int, limit: int, eos_penalty: float, length_penalty: float
-) -> list[FireRedHypothesis]:
-    search = FireRedBeamSearch(
-        beam=beam,
-        max_tokens=limit,
-        end=END,
-        eos_penalty=eos_penalty,
-        length_penalty=length_penalty,
-    )
-    graph, histories = StepGraph(network, beam), [()]
+def searched(network: Network, search: FireRedBeamSearch) -> list[FireRedHypothesis]:
+    """Run a search to its end."""
+    graph, histories = StepGraph(network, search.top), [()]
     while not search.done:
         search.advance(*graph.answer(histories, search.scores))
         histories = [
@@ -125,6 +122,13 @@ def ours(
             for parent, last in zip(search.parents, search.last, strict=True)
         ]
     return search.results()
+
+
+def ours(
+    network: Network, *, beam: int, limit: int, eos_penalty: float, length_penalty: float
+) -> list[FireRedHypothesis]:
+    rules = SearchRules(beam, limit, END, eos_penalty, length_penalty)
+    return searched(network, FireRedBeamSearch(rules))
 
 
 @settings(max_examples=300, deadline=None)
@@ -173,7 +177,7 @@ def test_beams_of_the_examples_end_at_different_steps() -> None:
 
 
 def test_a_row_that_has_ended_is_never_continued_and_gives_its_cells_away() -> None:
-    search = FireRedBeamSearch(beam=2, max_tokens=9, end=END)
+    search = FireRedBeamSearch(SearchRules(beam=2, max_tokens=9, end=END))
     search.advance(*arrays([-1.0, -1.5], [0, 0], [7, 8]), np.array([-0.5], np.float32))
     assert search.last == [END, 7]
     assert search.scores == [float(OUT), 0.0]  # behind the best that lives
@@ -185,7 +189,7 @@ def test_a_row_that_has_ended_is_never_continued_and_gives_its_cells_away() -> N
 
 
 def test_an_utterance_without_frames_is_done_before_it_begins() -> None:
-    search = FireRedBeamSearch(beam=3, max_tokens=0, end=END)
+    search = FireRedBeamSearch(SearchRules(beam=3, max_tokens=0, end=END))
     assert search.done
     assert [(h.tokens, h.confidence) for h in search.results()] == [((), 0.0)]
 

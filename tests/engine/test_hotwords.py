@@ -34,7 +34,7 @@ def test_a_phrase_may_have_a_bonus_of_its_own() -> None:
     assert parse_hotword("ratio 3:1", 1.5) == Hotword("ratio 3:1", 1.5)
 
 
-@pytest.mark.parametrize("text", ["", " :2", "...", "x" * 65, "a :0", "a :10.5"])
+@pytest.mark.parametrize("text", ["", " :2", "...", "x" * 65, "a :0", "a :10.5", "caf\udce9"])
 def test_what_is_no_hotword_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^must h"):
         parse_hotword(text, 1.5)

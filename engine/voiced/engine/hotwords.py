@@ -52,6 +52,8 @@ def parse_hotword(text: str, score: float) -> Hotword:
     phrase = " ".join(text.split())
     if not any(char.isalnum() for char in phrase):
         raise ValueError("must hold a letter or a digit")
+    if any("\ud800" <= char <= "\udfff" for char in phrase):  # bytes of a command line
+        raise ValueError("must hold nothing but valid UTF-8")
     if len(phrase) > MAX_CHARS:
         raise ValueError(f"must have at most {MAX_CHARS} characters")
     if not 0 < score <= MAX_SCORE:

@@ -55,7 +55,10 @@ def hotwords(
     ]
     with closing(load_recognizer(engine_config(model))) as recognizer:
         if not isinstance(recognizer, WhisperRecognizer | FireRedRecognizer):
-            raise CorpusError(f"{recognizer.info.bundle} has no hotwords")
+            raise CorpusError(
+                f"{recognizer.info.bundle} has no hotwords, expected a model of the family "
+                "whisper or fireredasr; choose one with --model"
+            )
         longest_s = recognizer.info.max_segment_s
         clips = [clip for clip in found if clip.seconds < longest_s]
         if phrases is None:

@@ -96,7 +96,10 @@ class HotwordsUnused(DaemonError):
         self.bundle = bundle
 
     def __str__(self) -> str:
-        return f"{self.bundle} has no hotwords, expected a speech model; leave out --hotwords"
+        return (
+            f"{self.bundle} has no hotwords, expected a model of the family whisper or fireredasr; "
+            "leave out --hotwords"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import unicodedata
@@ -13,6 +12,7 @@ from voiced.engine.families.fireredasr_search import (
     FireRedBeamSearch,
     FireRedHypothesis,
     Offer,
+    SearchRules,
 )
 from voiced.engine.families.fireredasr_text import MARKS, Tokens, is_han
 from voiced.engine.families.fireredasr_words import WORD_START
@@ -37,7 +37,6 @@ class FireRedSpelling:
         self._longest = max(map(len, self._ids), default=0)
         self._is_upper = all(token == token.upper() for token in self._ids)
         self._pieces = {i: token for token, i in self._ids.items() if not is_han(token)}
-        self._cut = functools.lru_cache(maxsize=1_000)(self._cuts)
 
     def ways(self, phrase: str) -> list[list[int]]:
         """Tokens of each way in which the model may write a phrase; none if it cannot.
@@ -56,7 +55,7 @@ class FireRedSpelling:
                 if is_character:
                     parts += [[[self._ids[c]]] if c in self._ids else [] for c in run]
                 else:
-                    parts.append(self._cut("".join(run)))
+                    parts.append(self._cuts("".join(run)))
         if not all(parts):  # by itself empty, the model cannot write it
             return []
         whole = itertools.islice(itertools.product(*parts), _MOST_WAYS)
@@ -93,34 +92,14 @@ class FireRedHotwordSearch(FireRedBeamSearch):
     What it returns holds the model's scores alone.
 
     Args:
-        beam: Rows that are kept.
-        max_tokens: Most tokens, the end included.
-        end: Id of the end token.
-        eos_penalty: Factor of the end token's log-probability.
-        length_penalty: Exponent of the final division.
+        rules: As without hotwords.
         graph: Scores the tokens.
-        top: Continuations of a step to choose among, at least `beam`.
+        candidates: Continuations of a step to choose among; at least as many as rows are kept.
     """
 
-    def __init__(
-        self,
-        *,
-        beam: int,
-        max_tokens: int,
-        end: int,
-        eos_penalty: float = 1.0,
-        length_penalty: float = 0.0,
-        graph: ContextGraph,
-        top: int,
-    ) -> None:
-        super().__init__(
-            beam=beam,
-            max_tokens=max_tokens,
-            end=end,
-            eos_penalty=eos_penalty,
-            length_penalty=length_penalty,
-        )
-        self.top = top
+    def __init__(self, rules: SearchRules, graph: ContextGraph, *, candidates: int) -> None:
+        super().__init__(rules)
+        self.top = max(self.top, candidates)
         self._graph = graph
         self._places = [(graph.root, 0.0)]
         """Of each row, how far it is in the graph and what was paid for it."""

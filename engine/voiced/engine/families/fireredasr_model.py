@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,7 +25,11 @@ from voiced.engine.families.fireredasr import (
 from voiced.engine.families.fireredasr_graphs import FireRedGraphs, HostGraphs, Loan
 from voiced.engine.families.fireredasr_hotwords import FireRedHotwordSearch, FireRedSpelling
 from voiced.engine.families.fireredasr_resident import ResidentGraphs
-from voiced.engine.families.fireredasr_search import FireRedBeamSearch, FireRedHypothesis
+from voiced.engine.families.fireredasr_search import (
+    FireRedBeamSearch,
+    FireRedHypothesis,
+    SearchRules,
+)
 from voiced.engine.families.fireredasr_text import Tokens
 from voiced.engine.graphs import open_graphs
 from voiced.engine.hotwords import CANDIDATES, HotwordGraphs
@@ -146,14 +149,20 @@ class FireRedModel:
             hotwords: Of each utterance; none for any without.
         """
         chosen = self.info.search
-        open_search = partial(
-            self._open_search,
-            beam=beam,
-            eos_penalty=chosen.eos_penalty if eos_penalty is None else eos_penalty,
-            length_penalty=chosen.length_penalty if length_penalty is None else length_penalty,
-        )
+        rules = [
+            SearchRules(
+                beam=beam,
+                max_tokens=self.limit(each),
+                end=self.tokens.end,
+                eos_penalty=chosen.eos_penalty if eos_penalty is None else eos_penalty,
+                length_penalty=(
+                    chosen.length_penalty if length_penalty is None else length_penalty
+                ),
+            )
+            for each in frames
+        ]
         lists = hotwords or [()] * len(frames)
-        searches = [open_search(*each) for each in zip(frames, lists, strict=True)]
+        searches = [self._open_search(*each) for each in zip(rules, lists, strict=True)]
         decoder, n = loan.begin(len(frames)), len(frames)
         top = max(search.top for search in searches)
         result = self._begin(decoder, n, top)
@@ -184,27 +193,12 @@ class FireRedModel:
                 top=top,
             )
 
-    def _open_search(
-        self,
-        frames: int,
-        hotwords: tuple[Hotword, ...],
-        *,
-        beam: int,
-        eos_penalty: float,
-        length_penalty: float,
-    ) -> FireRedBeamSearch:
-        kind: Callable[..., FireRedBeamSearch] = FireRedBeamSearch
+    def _open_search(self, rules: SearchRules, hotwords: tuple[Hotword, ...]) -> FireRedBeamSearch:
         graph = self._hotwords.of(hotwords) if hotwords else None
-        if graph is not None:
-            most = CANDIDATES if self.info.resident is None else self.info.resident.rows
-            kind = partial(FireRedHotwordSearch, graph=graph, top=max(beam, most))
-        return kind(
-            beam=beam,
-            max_tokens=self.limit(frames),
-            end=self.tokens.end,
-            eos_penalty=eos_penalty,
-            length_penalty=length_penalty,
-        )
+        if graph is None:
+            return FireRedBeamSearch(rules)
+        most = CANDIDATES if self.info.resident is None else self.info.resident.rows
+        return FireRedHotwordSearch(rules, graph, candidates=most)
 
     def _begin(self, decoder: Decoder, n: int, top: int) -> StepResult:
         return decoder.step(

@@ -63,39 +63,39 @@ class Offer:
     """Its own log-probability."""
 
 
+@dataclass(frozen=True, slots=True)
+class SearchRules:
+    """How one utterance is searched."""
+
+    beam: int
+    """Rows that are kept."""
+    max_tokens: int
+    """Most tokens, the end included: the utterance's encoder frames."""
+    end: int
+    """Id of the end token."""
+    eos_penalty: float = 1.0
+    """Factor of the end token's log-probability."""
+    length_penalty: float = 0.0
+    """Exponent of the final division; 0 for none."""
+
+
 class FireRedBeamSearch:
-    """The search of one utterance; begins with one row, the start token.
+    """The search of one utterance; begins with one row, the start token."""
 
-    Args:
-        beam: Rows that are kept.
-        max_tokens: Most tokens, the end included: the utterance's encoder frames.
-        end: Id of the end token.
-        eos_penalty: Factor of the end token's log-probability.
-        length_penalty: Exponent of the final division; 0 for none.
-    """
-
-    def __init__(
-        self,
-        *,
-        beam: int,
-        max_tokens: int,
-        end: int,
-        eos_penalty: float = 1.0,
-        length_penalty: float = 0.0,
-    ) -> None:
-        self._beam = beam
-        self.top = beam
+    def __init__(self, rules: SearchRules) -> None:
+        self._beam = rules.beam
+        self.top = rules.beam
         """Continuations that `advance` wants."""
-        self._max_tokens = max_tokens
-        self._end = end
-        self._eos_penalty = np.float32(eos_penalty)
-        self._length_penalty = np.float32(length_penalty)
+        self._max_tokens = rules.max_tokens
+        self._end = rules.end
+        self._eos_penalty = np.float32(rules.eos_penalty)
+        self._length_penalty = np.float32(rules.length_penalty)
         self._rows = [Row((), (), np.float32(0), ended=False)]
         self._steps = 0
         self.parents: list[int] = [0]
         """For the decoder: the row of the last step that each row continues. A row that has ended
         stands on the history of a live one, so that its own cells can be given away."""
-        self.done = max_tokens <= 0
+        self.done = rules.max_tokens <= 0
 
     @property
     def last(self) -> list[int]:
